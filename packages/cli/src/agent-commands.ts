@@ -1,0 +1,87 @@
+import { MigrationError, formatAddress, parseAddress } from "@precopy/protocol";
+import { greetAgent } from "@precopy/transport";
+import { pino } from "pino";
+import { Agent } from "./agent.js";
+import type { AgentOptions, SourceOptions, TargetOptions } from "./args.js";
+import { CommandSocket } from "./command-socket.js";
+import { exitCodeOf, formatError } from "./exit-code.js";
+import { renderReport } from "./render.js";
+import { isColoured, makeRenderer, printJson, untilStopped, writeReport } from "./run-context.js";
+import type { RunContext } from "./run-context.js";
+
+/** Starts agent and command socket, runs `body`, and ends both whichever way it ends. */
+async function withAgent(options: AgentOptions, run: RunContext, body: (agent: Agent) => Promise<number>): Promise<number> {
+  const log = pino({ level: options.logLevel, base: { agent: options.name } }, pino.destination({ dest: 2, sync: true }));
+  const agent = await Agent.start(options, log);
+  let commands: CommandSocket | undefined;
+  try {
+    commands = await CommandSocket.listen(options.socket, {
+      migrate: (request, onEvent) => {
+        if (request.guest !== undefined && request.guest !== agent.guestId)
+          throw new MigrationError("ERR_NO_GUEST", `Guest ${request.guest} is not here`);
+        return agent.migrate(parseAddress(request.to), request.parameters, onEvent);
+      },
+      status: () => agent.status(),
+      cancel: () => agent.cancel(),
+    });
+    if (options.isJson) printJson(run, { type: "listening", listen: formatAddress(agent.address), socket: options.socket, pid: process.pid });
+    else run.output.write(`precopy listens on ${formatAddress(agent.address)}; commands: ${options.socket}\n`);
+    return await body(agent);
+  } finally {
+    await commands?.close();
+    await agent.close();
+  }
+}
+
+/** `precopy target`. Resolves with the exit code when the user wants an end. */
+export function runTarget(options: TargetOptions, run: RunContext): Promise<number> {
+  return withAgent(options, run, async (agent) => {
+    await untilStopped(run.signal);
+    return endOf(agent, 0);
+  });
+}
+
+/** A guest in doubt is nobody's to forget. */
+const endOf = (agent: Agent, code: number): number => (agent.isInDoubt ? exitCodeOf("ERR_IN_DOUBT") : code);
+
+/**
+ * `precopy source`. With --migrate-to it ends when the guest has left; if that fails the guest runs on here until the user wants an end,
+ * and the exit code tells of the failure. A target that is not there is found out before the guest is booted.
+ */
+export async function runSource(options: SourceOptions, run: RunContext): Promise<number> {
+  if (options.migrateTo !== undefined) await greetAgent(options.migrateTo);
+  return withAgent(options, run, async (agent) => {
+    await agent.boot(options.guest, options);
+    if (options.isJson) printJson(run, { type: "running", guest: options.guest });
+    else run.output.write(`guest ${options.guest} runs\n`);
+    const code = options.migrateTo === undefined ? undefined : await migrateAway(agent, options, run);
+    if (code !== 0) await untilStopped(run.signal);
+    return endOf(agent, code ?? 0);
+  });
+}
+
+async function migrateAway(agent: Agent, options: SourceOptions, run: RunContext): Promise<number> {
+  const stopped = untilStopped(run.signal);
+  await Promise.race([stopped, new Promise((resolve) => setTimeout(resolve, options.afterMs))]);
+  if (run.signal.aborted || options.migrateTo === undefined) return 0;
+  const renderer = makeRenderer(run, options.isJson);
+  const migrating = agent.migrate(options.migrateTo, options.parameters, (event) => renderer.show(event));
+  // Told to end while it migrates: leave the rest to the agent's own end, which cancels what may be cancelled.
+  const outcome = await Promise.race([
+    migrating.then(
+      () => undefined,
+      (error: unknown) => MigrationError.from(error),
+    ),
+    stopped.then(() => new MigrationError("ERR_CANCELLED", "Interrupted")),
+  ]);
+  renderer.close();
+  const { report } = agent;
+  if (report !== undefined && options.report !== undefined) writeReport(options.report, report);
+  if (outcome !== undefined) {
+    process.stderr.write(`${formatError(outcome)}\n`);
+    if (agent.guestId !== undefined && !run.signal.aborted) process.stderr.write(`precopy: guest ${agent.guestId} runs on here; Ctrl-C ends it\n`);
+    return exitCodeOf(outcome.code);
+  }
+  if (report !== undefined && !options.isJson) run.output.write(`${renderReport(report, isColoured(run))}\n`);
+  return report !== undefined && report["digest-equal"] === false ? exitCodeOf("ERR_VERIFICATION") : 0;
+}

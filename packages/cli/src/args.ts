@@ -1,0 +1,521 @@
+import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { homedir, tmpdir } from "node:os";
+import { isAbsolute, join, resolve } from "node:path";
+import { Argument, Command, CommanderError, Option } from "@commander-js/extra-typings";
+import type { OptionValues, OutputConfiguration } from "@commander-js/extra-typings";
+import type { DirtyLogKind, FILL_KINDS } from "@precopy/guest";
+import {
+  CHANNELS_MAX,
+  DEFAULT_PARAMETERS,
+  DEFAULT_PORT,
+  MEMORY_BYTES_MAX,
+  MEMORY_BYTES_MIN,
+  MigrationError,
+  PAGE_BYTES,
+  VCPUS_MAX,
+  fillParameters,
+  formatAddress,
+  formatBytes,
+  isLoopback,
+  parseAddress,
+  parseBandwidth,
+  parseCount,
+  parseMilliseconds,
+  parseSize,
+} from "@precopy/protocol";
+import type { Address, MigrationParameters } from "@precopy/protocol";
+import { oneLine } from "./exit-code.js";
+
+export const DEFAULT_SWITCH_PORT = 4747;
+
+// npm puts package.json into every package and demands a version in it
+const packageFile = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { readonly version: string };
+export const RELEASE = packageFile.version;
+
+const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
+const COMPRESSIONS = ["none", "lz4"] as const satisfies readonly MigrationParameters["multifdCompression"][];
+const PUMPS = ["auto", "direct", "portable"] as const satisfies readonly MigrationParameters["pump"][];
+const DIRTY_LOGS = ["auto", "mmu", "barrier"] as const satisfies readonly ("auto" | DirtyLogKind)[];
+const FILLS = ["random", "text", "zeros"] as const satisfies readonly (typeof FILL_KINDS)[number][];
+const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
+const ON_OFF = ["on", "off"] as const;
+
+/** Longest time a Node timer can wait. */
+const MILLISECONDS_MAX = 2 ** 31 - 1;
+/** `sun_path` holds 104 bytes on some systems; a dead agent's socket is moved aside under a name that may be a little longer. */
+const SOCKET_PATH_BYTES_MAX = 95;
+
+export interface Fill {
+  readonly bytes: number;
+  readonly kind: (typeof FILLS)[number];
+}
+
+/** Files to register, by workload name, and a folder of them; whether they can be read is found out at registration. */
+export interface WorkloadSources {
+  readonly files: readonly { readonly name: string; readonly file: string }[];
+  readonly directory: string | undefined;
+}
+
+/** Which agent of this host is meant. */
+export interface AgentSelection {
+  readonly name: string;
+  /** Path of its Unix socket. */
+  readonly socket: string;
+}
+
+export interface AgentOptions extends AgentSelection {
+  readonly listen: Address;
+  readonly isInsecure: boolean;
+  readonly stateDir: string;
+  /** Undefined: only what the system has available. */
+  readonly memoryLimitBytes: number | undefined;
+  readonly dirtyLog: (typeof DIRTY_LOGS)[number];
+  readonly pump: MigrationParameters["pump"];
+  /** Back end of guests' network cards. */
+  readonly switchAddress: Address | undefined;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly workloads: WorkloadSources;
+  readonly isJson: boolean;
+}
+
+/** A guest to be booted. */
+export interface GuestOptions {
+  /** Workload of each vCPU; never empty. */
+  readonly vcpus: readonly string[];
+  readonly memoryBytes: number;
+  /** At most the memory, whole pages. */
+  readonly fill: Fill;
+  /** Of a random-writer; 0 is as fast as it can. */
+  readonly dirtyPagesPerSecond: number;
+  /** Of a random-writer; whoever lays out the guest caps it to the vCPU's region. */
+  readonly workingSetBytes: number;
+  /** 0 to 1: share of the writes that goes to the first tenth of the working set. */
+  readonly hotFraction: number;
+}
+
+export interface SourceOptions extends AgentOptions, GuestOptions {
+  readonly guest: string;
+  readonly migrateTo: Address | undefined;
+  /** From boot to the migration. */
+  readonly afterMs: number;
+  readonly parameters: MigrationParameters;
+  /** File for the report of each migration. */
+  readonly report: string | undefined;
+}
+
+export type TargetOptions = AgentOptions;
+
+export interface MigrateOptions extends AgentSelection {
+  readonly to: Address;
+  /** Undefined: whichever the agent holds. */
+  readonly guest: string | undefined;
+  /** Only what was given; the agent knows the rest. */
+  readonly parameters: Partial<MigrationParameters>;
+  readonly report: string | undefined;
+  readonly isJson: boolean;
+}
+
+export interface StatusOptions extends AgentSelection {
+  readonly isJson: boolean;
+}
+
+export type CancelOptions = AgentSelection;
+
+export interface SwitchOptions {
+  readonly listen: Address;
+  readonly isInsecure: boolean;
+  readonly isJson: boolean;
+}
+
+export interface ClientOptions {
+  readonly switchAddress: Address;
+  readonly guest: string;
+  readonly requestsPerSecond: number;
+  /** 0: until it is told to finish. */
+  readonly durationMs: number;
+  readonly isJson: boolean;
+}
+
+export interface DemoOptions extends GuestOptions {
+  readonly modes: readonly MigrationParameters["mode"][];
+  /** Migrations in each mode. */
+  readonly repeats: number;
+  readonly dirtyLog: (typeof DIRTY_LOGS)[number];
+  /** Its mode is the first of `modes`. */
+  readonly parameters: MigrationParameters;
+  /** File for an array of reports. */
+  readonly report: string | undefined;
+  readonly isJson: boolean;
+}
+
+/** What each command does; the options are checked and complete. */
+export interface Actions {
+  source(options: SourceOptions): Promise<void>;
+  target(options: TargetOptions): Promise<void>;
+  migrate(options: MigrateOptions): Promise<void>;
+  status(options: StatusOptions): Promise<void>;
+  cancel(options: CancelOptions): Promise<void>;
+  switch(options: SwitchOptions): Promise<void>;
+  client(options: ClientOptions): Promise<void>;
+  demo(options: DemoOptions): Promise<void>;
+}
+
+const inFolder = (folder: string | undefined, otherwise: string): string => (folder !== undefined && isAbsolute(folder) ? join(folder, "precopy") : otherwise);
+
+/** Where the agent called `name` listens for commands: `$XDG_RUNTIME_DIR/precopy/NAME.sock`, else `<tmpdir>/precopy-<uid>/NAME.sock`. */
+export const socketPath = (name: string, runtimeFolder = process.env["XDG_RUNTIME_DIR"]): string =>
+  join(inFolder(runtimeFolder, join(tmpdir(), `precopy-${process.getuid?.() ?? 0}`)), `${name}.sock`);
+
+/** Where it keeps its journal: `$XDG_STATE_HOME/precopy/NAME`, else `~/.local/state/precopy/NAME`. */
+export const statePath = (name: string, stateFolder = process.env["XDG_STATE_HOME"]): string =>
+  join(inFolder(stateFolder, join(homedir(), ".local", "state", "precopy")), name);
+
+const refuse = (message: string): never => {
+  throw new MigrationError("ERR_PARAMETER", message);
+};
+
+/** Runs a parser; what it throws gets the option's name, and the text where that is missing. */
+function read<T>(flag: string, text: string, parse: (text: string) => T): T {
+  try {
+    return parse(text);
+  } catch (error) {
+    if (!(error instanceof MigrationError)) throw error;
+    const lead = error.message.includes(`"${text}"`) ? flag : `${flag} ${text}`;
+    throw new MigrationError(error.code, `${lead}: ${error.message}`, error.cause === undefined ? undefined : { cause: error.cause });
+  }
+}
+
+const option = <Flags extends string, T>(flags: Flags, description: string, parse: (text: string) => T) =>
+  new Option(flags, description).argParser((text: string) => read(flags.split(" ", 1)[0] ?? flags, text, parse));
+
+const within = (text: string, value: number, least: number, most: number, show: (value: number) => string = String): number =>
+  value >= least && value <= most ? value : refuse(`"${text}" is out of range, must be ${show(least)} to ${show(most)}`);
+
+const parseWhole = (least: number, most: number) => (text: string) =>
+  /^\d+$/.test(text) ? within(text, Number(text), least, most) : refuse(`"${text}" is not a whole number, must be ${least} to ${most}`);
+const parseRate = (least: number, most: number) => (text: string) => within(text, parseCount(text), least, most);
+const parseTime = (text: string) => within(text, parseMilliseconds(text), 0, MILLISECONDS_MAX, (value) => `${value} ms`);
+const parseBytes = (least: number, most: number) => (text: string) => within(text, parseSize(text), least, most, formatBytes);
+const parsePages = (least: number, most: number) => (text: string) => {
+  const bytes = parseBytes(least, most)(text);
+  if (bytes % PAGE_BYTES === 0) return bytes;
+  return refuse(`"${text}" is no multiple of ${PAGE_BYTES} B, the page size: the next one is ${Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES}`);
+};
+
+function parseChoice<const T extends string>(choices: readonly T[]): (text: string) => T {
+  return (text) => choices.find((choice) => choice === text) ?? refuse(`"${text}" is not one of ${choices.join(", ")}`);
+}
+
+function parseFraction(text: string): number {
+  const value = /^\d*\.?\d+$/.test(text) ? Number(text) : NaN;
+  return value >= 0 && value <= 1 ? value : refuse(`"${text}" is not a fraction, must be 0 to 1`);
+}
+
+const parseName = (text: string): string =>
+  /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(text) ? text : refuse(`"${text}" is not a name: up to 64 letters, digits, ".", "_" and "-", a letter or digit first`);
+const parseText = (text: string): string => (text === "" ? refuse(`"" is empty`) : text);
+
+function parseFill(text: string): Fill {
+  const colon = text.indexOf(":");
+  const size = colon < 0 ? text : text.slice(0, colon);
+  return { bytes: parsePages(0, MEMORY_BYTES_MAX)(size), kind: colon < 0 ? "random" : parseChoice(FILLS)(text.slice(colon + 1)) };
+}
+
+/** For a peer: there port 0 means nothing. */
+const parsePeer = (defaultPort: number) => (text: string) => {
+  const address = parseAddress(text, defaultPort);
+  if (address.port === 0) throw new MigrationError("ERR_ADDRESS", `"${text}": nobody can be reached at port 0`);
+  return address;
+};
+
+function parseList<T>(parse: (text: string) => T): (text: string) => T[] {
+  return (text) => {
+    const list = text.split(",").map(parse);
+    return new Set(list).size === list.length ? list : refuse(`"${text}" names one twice`);
+  };
+}
+
+/** One `--workload` of a command line. */
+interface GivenWorkload {
+  readonly name: string;
+  readonly file: string | undefined;
+}
+
+function parseWorkloads(text: string, previous: readonly GivenWorkload[]): GivenWorkload[] {
+  const at = text.indexOf("=");
+  const given = at < 0 ? text.split(",").map((name) => ({ name: parseName(name), file: undefined })) : [{ name: parseName(text.slice(0, at)), file: text.slice(at + 1) }];
+  for (const { name, file } of given) {
+    if (file === "") refuse(`"${text}" names no file`);
+    const other = previous.find((earlier) => earlier.name === name && earlier.file !== undefined && file !== undefined && earlier.file !== file);
+    if (other !== undefined) refuse(`"${text}": ${name} is ${other.file} already`);
+  }
+  return [...previous, ...given];
+}
+
+const NO_WORKLOADS: readonly GivenWorkload[] = [];
+const workloadOption = (description: string, otherwise: string) =>
+  new Option("--workload <NAME>", description)
+    .argParser((text: string, previous: readonly GivenWorkload[]): readonly GivenWorkload[] => read("--workload", text, () => parseWorkloads(text, previous)))
+    .default(NO_WORKLOADS, otherwise);
+
+const filesOf = (given: readonly GivenWorkload[]): WorkloadSources["files"] => {
+  const files = new Map(given.flatMap(({ name, file }) => (file === undefined ? [] : [[name, file] as const])));
+  return [...files].map(([name, file]) => ({ name, file }));
+};
+
+/** The last selected workload runs on every vCPU that is left. */
+function vcpusOf(selected: readonly string[], vcpus = selected.length): string[] {
+  if (vcpus < selected.length) refuse(`--vcpus ${vcpus} is less than the ${selected.length} workloads: ${selected.join(", ")}`);
+  if (vcpus > VCPUS_MAX) refuse(`--workload: ${vcpus} vCPUs, must be 1 to ${VCPUS_MAX}`);
+  return Array.from({ length: vcpus }, (_, at) => selected[Math.min(at, selected.length - 1)] ?? "");
+}
+
+const jsonOption = () => new Option("--json", "write JSON, one object a line (default: text)");
+const insecureOption = () => new Option("--insecure", "accept unauthenticated peers on an address beyond loopback (default: refuse)");
+const reportOption = (what: string) => option("--report <FILE>", `write ${what} to this file as JSON (default: none)`, parseText);
+const dirtyLogOption = () =>
+  option("--dirty-log <KIND>", `who tells which pages were written: ${DIRTY_LOGS.join(", ")}`, parseChoice(DIRTY_LOGS)).default("auto" as const, "auto: mmu where this host can");
+const pumpOption = () =>
+  option("--pump <KIND>", `how pages reach the socket: ${PUMPS.join(", ")}`, parseChoice(PUMPS)).default("auto" as const, "auto: direct where this host can");
+
+const withSelection = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
+  command
+    .addOption(option("--name <NAME>", "name of the agent on this host", parseName).default("default", "default"))
+    .addOption(option("--socket <PATH>", "its Unix socket (default: $XDG_RUNTIME_DIR/precopy/NAME.sock, else <tmpdir>/precopy-<uid>/NAME.sock)", parseText));
+
+const withAgent = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
+  withSelection(command)
+    .addOption(
+      option("--listen <HOST:PORT>", "where peers connect; port 0 to 65535, 0 lets the system choose", (text) => parseAddress(text, DEFAULT_PORT)).default(
+        { host: "127.0.0.1", port: DEFAULT_PORT },
+        `127.0.0.1:${DEFAULT_PORT}`,
+      ),
+    )
+    .addOption(insecureOption())
+    .addOption(option("--state-dir <DIR>", "where the journal is kept (default: $XDG_STATE_HOME/precopy/NAME, else ~/.local/state/precopy/NAME)", parseText))
+    .addOption(option("--memory-limit <SIZE>", "most memory for guests here, a size such as 8GiB; 1MiB to 16TiB (default: what the system has available)", parseBytes(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)))
+    .addOption(dirtyLogOption())
+    .addOption(pumpOption())
+    .addOption(option("--switch <HOST:PORT>", `back end of guests' network cards, a \`precopy switch\`; port 1 to 65535, ${DEFAULT_SWITCH_PORT} if left out (default: none, guests have no card)`, parsePeer(DEFAULT_SWITCH_PORT)))
+    .addOption(option("--log-level <LEVEL>", `log on stderr: ${LOG_LEVELS.join(", ")} (default: warn for source, info for target)`, parseChoice(LOG_LEVELS)))
+    .addOption(option("--workload-dir <DIR>", "register every .js and .mjs file of this folder by its name (default: none)", parseText))
+    .addOption(jsonOption());
+
+const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
+  command
+    .addOption(
+      option("--downtime-limit <MS>", `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`, (text) =>
+        fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
+      ),
+    )
+    .addOption(
+      option("--max-bandwidth <BW>", "cap on all page channels together, bytes/s or such as 10Gbit or 128MiB/s; lifted in the pause (default: 0, no cap)", (text) =>
+        fillParameters({ maxBandwidthBytesPerSecond: parseBandwidth(text) }).maxBandwidthBytesPerSecond,
+      ),
+    )
+    .addOption(option("--multifd-channels <N>", `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`, parseWhole(1, CHANNELS_MAX)))
+    .addOption(option("--multifd-compression <KIND>", `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`, parseChoice(COMPRESSIONS)))
+    .addOption(option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)))
+    .addOption(option("--audit <SWITCH>", "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)", parseChoice(ON_OFF)));
+
+const modeOption = () => option("--mode <MODE>", `${MODES.join(" or ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
+
+const withGuest = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
+  command
+    .addOption(option("--memory <SIZE>", "guest memory, a size such as 8GiB in whole 4 KiB pages; 1MiB to 16TiB", parsePages(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)).default(2 ** 31, "2GiB"))
+    .addOption(option("--dirty-rate <COUNT>", "pages/s that each random-writer writes, such as 25k; 0 to 1G, 0 is as fast as it can", parseRate(0, 1e9)).default(25_000, "25k"))
+    .addOption(option("--working-set <SIZE>", "memory it writes to, capped to the region of its vCPU; 4KiB to 16TiB", parseBytes(PAGE_BYTES, MEMORY_BYTES_MAX)).default(2 ** 26, "64MiB"))
+    .addOption(option("--hot-fraction <FRACTION>", "share of its writes that goes to the first tenth of the working set; 0 to 1", parseFraction).default(0));
+
+type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
+type None = Record<never, never>;
+type GivenSelection = OptionsOf<ReturnType<typeof withSelection<[], None, None>>>;
+type GivenAgent = OptionsOf<ReturnType<typeof withAgent<[], None, None>>> & { readonly workload: readonly GivenWorkload[] };
+type GivenMigration = OptionsOf<ReturnType<typeof withMigration<[], None, None>>> & { readonly mode?: MigrationParameters["mode"]; readonly pump?: MigrationParameters["pump"] };
+type GivenGuest = OptionsOf<ReturnType<typeof withGuest<[], None, None>>>;
+
+function selectionOf({ name, socket }: GivenSelection): AgentSelection {
+  const path = socket === undefined ? socketPath(name) : resolve(socket);
+  const bytes = Buffer.byteLength(path);
+  if (bytes > SOCKET_PATH_BYTES_MAX) refuse(`--socket "${path}" has ${bytes} bytes, at most ${SOCKET_PATH_BYTES_MAX}: give a shorter one`);
+  return { name, socket: path };
+}
+
+function listenOf(listen: Address, isInsecure: boolean): { readonly listen: Address; readonly isInsecure: boolean } {
+  if (!isInsecure && !isLoopback(listen.host))
+    throw new MigrationError("ERR_INSECURE_LISTEN", `--listen ${formatAddress(listen)} is open to the network, and peers are not authenticated`);
+  return { listen, isInsecure };
+}
+
+const agentOf = (given: GivenAgent, logLevel: AgentOptions["logLevel"]): AgentOptions => ({
+  ...selectionOf(given),
+  ...listenOf(given.listen, given.insecure === true),
+  stateDir: given.stateDir === undefined ? statePath(given.name) : resolve(given.stateDir),
+  memoryLimitBytes: given.memoryLimit,
+  dirtyLog: given.dirtyLog,
+  pump: given.pump,
+  switchAddress: given.switch,
+  logLevel: given.logLevel ?? logLevel,
+  workloads: { files: filesOf(given.workload), directory: given.workloadDir },
+  isJson: given.json === true,
+});
+
+function guestOf(given: GivenGuest, vcpus: readonly string[], fill: Fill): GuestOptions {
+  if (fill.bytes > given.memory) refuse(`--fill of ${formatBytes(fill.bytes)} does not fit into --memory of ${formatBytes(given.memory)}`);
+  return { vcpus, memoryBytes: given.memory, fill, dirtyPagesPerSecond: given.dirtyRate, workingSetBytes: given.workingSet, hotFraction: given.hotFraction };
+}
+
+/** What was given and nothing else, checked. An audit needs the digest: switching that off takes the audit with it unless it was asked for. */
+function parametersOf(given: GivenMigration): Partial<MigrationParameters> {
+  if (given.digest === "off" && given.audit === "on") refuse(`--audit "on" needs --digest on`);
+  const audit = given.audit ?? (given.digest === "off" ? "off" : undefined);
+  const parameters: Partial<MigrationParameters> = {
+    ...(given.mode && { mode: given.mode }),
+    ...(given.downtimeLimit !== undefined && { downtimeLimitMs: given.downtimeLimit }),
+    ...(given.maxBandwidth !== undefined && { maxBandwidthBytesPerSecond: given.maxBandwidth }),
+    ...(given.multifdChannels !== undefined && { multifdChannels: given.multifdChannels }),
+    ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),
+    ...(given.digest && { isDigestOn: given.digest === "on" }),
+    ...(audit && { isAuditOn: audit === "on" }),
+    ...(given.pump && { pump: given.pump }),
+  };
+  fillParameters(parameters);
+  return parameters;
+}
+
+const EXAMPLES = `
+Examples:
+  precopy demo
+      Boots a guest, moves it in both modes between two agents here, compares.
+  precopy target --listen 0.0.0.0:4646 --insecure
+      On one host: waits for a guest.
+  precopy source --workload ledger,random-writer --migrate-to other-host:4646
+      On another: boots a guest of two vCPUs and moves it while it runs.
+`;
+
+function addSource(program: Command, actions: Actions): void {
+  const command = program.command("source").description("boot a guest here and hold it, ready to migrate");
+  withMigration(withAgent(withGuest(command)))
+    .addOption(workloadOption("NAME[,NAME] or NAME=FILE, repeatable: one vCPU each, in this order; the built-in ones are idle, random-writer and ledger; NAME=FILE also registers the file", "random-writer"))
+    .addOption(option("--vcpus <N>", `vCPUs; the last workload runs on those left over; 1 to ${VCPUS_MAX} (default: one for each workload)`, parseWhole(1, VCPUS_MAX)))
+    .addOption(option("--fill <SIZE:KIND>", `SIZE or SIZE:KIND, contents before the first step, in whole pages; 0 to --memory; ${FILLS.join(", ")}`, parseFill).default<Fill>({ bytes: 0, kind: "random" }, "0:random"))
+    .addOption(option("--guest <ID>", "name of the guest (default: guest- and 6 random hex digits)", parseName))
+    .addOption(option("--migrate-to <HOST:PORT>", `migrate there after boot; port 1 to 65535, ${DEFAULT_PORT} if left out (default: wait for \`precopy migrate\`)`, parsePeer(DEFAULT_PORT)))
+    .addOption(option("--after <MS>", `wait from boot to --migrate-to, ms; 0 to ${MILLISECONDS_MAX} (default: 0)`, parseTime))
+    .addOption(modeOption())
+    .addOption(reportOption("what was measured"))
+    .action(async (given) => {
+      if (given.after !== undefined && given.migrateTo === undefined) refuse(`--after "${given.after}" needs --migrate-to`);
+      const selected = given.workload.length === 0 ? ["random-writer"] : given.workload.map(({ name }) => name);
+      await actions.source({
+        ...agentOf(given, "warn"),
+        ...guestOf(given, vcpusOf(selected, given.vcpus), given.fill),
+        guest: given.guest ?? `guest-${randomBytes(3).toString("hex")}`,
+        migrateTo: given.migrateTo,
+        afterMs: given.after ?? 0,
+        parameters: fillParameters(parametersOf(given)),
+        report: given.report,
+      });
+    });
+}
+
+function addTarget(program: Command, actions: Actions): void {
+  withAgent(program.command("target").description("wait for a guest; it can be migrated on from here"))
+    .addOption(workloadOption("NAME=FILE, repeatable: registers a workload that a guest may bring", "the built-in ones only"))
+    .action(async (given) => {
+      const selected = given.workload.find(({ file }) => file === undefined);
+      if (selected !== undefined) refuse(`--workload: "${selected.name}" names no file, and a target only registers: give ${selected.name}=FILE`);
+      await actions.target(agentOf(given, "info"));
+    });
+}
+
+function addCommands(program: Command, actions: Actions): void {
+  const migrate = program.command("migrate").description("ask a running agent to migrate its guest; what is not given is as the agent was started");
+  withMigration(withSelection(migrate))
+    .addArgument(new Argument("<HOST:PORT>", `agent to migrate to; port 1 to 65535, ${DEFAULT_PORT} if left out`).argParser((text: string) => read("HOST:PORT", text, parsePeer(DEFAULT_PORT))))
+    .addOption(modeOption())
+    .addOption(option("--guest <ID>", "only if the agent holds this guest (default: whichever it holds)", parseName))
+    .addOption(reportOption("what was measured"))
+    .addOption(jsonOption())
+    .action(async (to, given) => {
+      await actions.migrate({ ...selectionOf(given), to, guest: given.guest, parameters: parametersOf(given), report: given.report, isJson: given.json === true });
+    });
+  withSelection(program.command("status").description("what a running agent holds and does"))
+    .addOption(jsonOption())
+    .action((given) => actions.status({ ...selectionOf(given), isJson: given.json === true }));
+  withSelection(program.command("cancel").description("cancel the migration in progress; the guest runs on at the source")).action((given) => actions.cancel(selectionOf(given)));
+}
+
+function addNetwork(program: Command, actions: Actions): void {
+  const here: Address = { host: "127.0.0.1", port: DEFAULT_SWITCH_PORT };
+  program
+    .command("switch")
+    .description("a small learning switch between guests' network cards and clients")
+    .addOption(option("--listen <HOST:PORT>", "UDP address; port 0 to 65535, 0 lets the system choose", (text) => parseAddress(text, DEFAULT_SWITCH_PORT)).default(here, formatAddress(here)))
+    .addOption(insecureOption())
+    .addOption(jsonOption())
+    .action((given) => actions.switch({ ...listenOf(given.listen, given.insecure === true), isJson: given.json === true }));
+  program
+    .command("client")
+    .description(
+      "send numbered requests to a guest and measure its longest silence; if stdin is no terminal its lines are read: `mark` starts the measurement anew, `finish` ends it",
+    )
+    .addOption(option("--switch <HOST:PORT>", `where \`precopy switch\` listens; port 1 to 65535, ${DEFAULT_SWITCH_PORT} if left out`, parsePeer(DEFAULT_SWITCH_PORT)).default(here, formatAddress(here)))
+    .addOption(option("--guest <ID>", "guest to ask (required)", parseName).makeOptionMandatory())
+    .addOption(option("--rate <COUNT>", "requests per second, whether answered or not; 1 to 1M", parseRate(1, 1e6)).default(1000))
+    .addOption(option("--duration <MS>", `how long, ms; 0 to ${MILLISECONDS_MAX}, 0 is until Ctrl-C`, parseTime).default(0))
+    .addOption(jsonOption())
+    .action((given) =>
+      actions.client({ switchAddress: given.switch, guest: given.guest, requestsPerSecond: given.rate, durationMs: given.duration, isJson: given.json === true }),
+    );
+}
+
+function addDemo(program: Command, actions: Actions): void {
+  withMigration(withGuest(program.command("demo").description("boot a guest, move it between two agents of this host while a client watches, compare modes")))
+    .addOption(option("--workload <NAMES>", "NAME[,NAME] of the vCPUs after the first, which is always ledger (default: random-writer)", (text) => text.split(",").map(parseName)))
+    .addOption(option("--vcpus <N>", `vCPUs, the first included; the last workload runs on those left over; 1 to ${VCPUS_MAX} (default: one for each workload)`, parseWhole(1, VCPUS_MAX)))
+    .addOption(option("--fill <SIZE:KIND>", `SIZE or SIZE:KIND, contents before the first step, in whole pages; 0 to --memory; ${FILLS.join(", ")} (default: 256MiB:random, at most half of --memory)`, parseFill))
+    .addOption(option("--modes <LIST>", `what to compare, separated by commas: ${MODES.join(", ")}`, parseList(parseChoice(MODES))).default([...MODES], MODES.join(",")))
+    .addOption(option("--repeats <N>", "migrations in each mode; 1 to 1000", parseWhole(1, 1000)).default(1))
+    .addOption(dirtyLogOption())
+    .addOption(pumpOption())
+    .addOption(reportOption("an array of what was measured"))
+    .addOption(jsonOption())
+    .action(async (given) => {
+      const others = given.workload ?? (given.vcpus === 1 ? [] : ["random-writer"]);
+      const half = Math.floor(given.memory / 2 / PAGE_BYTES) * PAGE_BYTES;
+      const [mode = DEFAULT_PARAMETERS.mode] = given.modes;
+      await actions.demo({
+        ...guestOf(given, vcpusOf(["ledger", ...others], given.vcpus), given.fill ?? { bytes: Math.min(2 ** 28, half), kind: "random" }),
+        modes: given.modes,
+        repeats: given.repeats,
+        dirtyLog: given.dirtyLog,
+        parameters: fillParameters({ ...parametersOf(given), mode }),
+        report: given.report,
+        isJson: given.json === true,
+      });
+    });
+}
+
+/**
+ * The `precopy` command; `parseAsync` runs one action. Never ends the process: --help and --version reject with a CommanderError of
+ * `exitCode` 0, unknown commands and flags with one of 2 after one line on stderr, and a bad value with a MigrationError.
+ * @param output where help and usage errors go, for tests; default the process's own streams.
+ */
+export function buildProgram(actions: Actions, output: OutputConfiguration = {}): Command {
+  const program = new Command("precopy")
+    .description("Moves a running guest from one Node process to another, over TCP, with a pause of milliseconds.")
+    .version(RELEASE, "--version", "print the release")
+    .addHelpText("after", EXAMPLES)
+    .configureOutput({ ...output, outputError: (text, write) => write(`precopy: ${oneLine(text.replace(/^error: /, ""))}\n`) })
+    .exitOverride((error) => {
+      throw new CommanderError(error.exitCode === 0 ? 0 : 2, error.code, error.message);
+    });
+  addSource(program, actions);
+  addTarget(program, actions);
+  addCommands(program, actions);
+  addNetwork(program, actions);
+  addDemo(program, actions);
+  return program;
+}

@@ -1,0 +1,58 @@
+import { writeSync } from "node:fs";
+import { CommanderError } from "@commander-js/extra-typings";
+import { EXIT_WATCHDOG_MS, MigrationError } from "@precopy/protocol";
+import { runSource, runTarget } from "./agent-commands.js";
+import { buildProgram } from "./args.js";
+import { exitCodeOf, formatError } from "./exit-code.js";
+import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
+import { runCancel, runMigrate, runStatus } from "./migrate-commands.js";
+
+// The first SIGINT or SIGTERM asks for an orderly end, the second insists.
+const stop = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM"] as const)
+  process.on(signal, () => {
+    if (stop.signal.aborted) process.kill(process.pid, "SIGKILL");
+    stop.abort();
+    watch();
+  });
+// A reader that has enough (`| head`) is no mistake of ours.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  stop.abort();
+  watch();
+});
+
+/** Ends the process if a thread still hangs after everything was released: process.exit would wait for it for ever. */
+function watch(): void {
+  setTimeout(() => process.kill(process.pid, "SIGKILL"), 2 * EXIT_WATCHDOG_MS).unref();
+}
+
+function fail(thrown: unknown): void {
+  const error = MigrationError.from(thrown);
+  writeSync(2, `${formatError(error)}\n`);
+  process.exitCode = exitCodeOf(error.code);
+}
+
+const run = { signal: stop.signal, output: process.stdout, environment: process.env, command: [process.execPath, process.argv[1] ?? ""] };
+const finish = (code: number): void => {
+  process.exitCode = code;
+};
+
+try {
+  await buildProgram({
+    source: async (options) => finish(await runSource(options, run)),
+    target: async (options) => finish(await runTarget(options, run)),
+    migrate: (options) => runMigrate(options, run),
+    status: (options) => runStatus(options, run),
+    cancel: (options) => runCancel(options),
+    switch: (options) => runSwitch(options, run),
+    client: (options) => runClient(options, run),
+    demo: (options) => runDemoCommand(options, run),
+  }).parseAsync();
+} catch (thrown) {
+  if (thrown instanceof CommanderError) process.exitCode = thrown.exitCode; // it has said why
+  else fail(thrown);
+}
+watch();
+// Standard input may still be open, and nothing else is left.
+process.stdin.destroy();

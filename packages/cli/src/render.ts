@@ -1,0 +1,277 @@
+import { clearLine, cursorTo } from "node:readline";
+import type { Writable } from "node:stream";
+import { styleText } from "node:util";
+import { formatBandwidth, formatBytes } from "@precopy/protocol";
+import type { DowntimeBreakdown, MigrationReport, ProgressEvent, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import { oneLine } from "./exit-code.js";
+
+/** No line of a terminal is longer. */
+const COLUMNS = 80;
+/** Room for the longest status, `taken-back`, and a space. */
+const LABEL_COLUMNS = 11;
+
+/** What `precopy status` asks for. */
+export interface AgentStatus {
+  readonly agent: { readonly name: string; readonly listen: string; readonly pid: number; readonly release: string };
+  readonly guest: {
+    readonly id: string;
+    readonly epoch: number;
+    readonly "memory-bytes": number;
+    readonly vcpus: number;
+    readonly phase: string;
+    readonly "dirty-log": string;
+  } | null;
+  readonly "query-migrate": QueryMigrate;
+  /** Of the last migration; null if there was none. */
+  readonly verdict: string | null;
+}
+
+/** terminal: colours, and the phase redrawn in place. plain: the same lines, for a pipe. json: every event, one object a line. */
+export type RendererKind = "terminal" | "plain" | "json";
+
+type Stream = Writable & { readonly isTTY?: boolean; readonly columns?: number };
+
+export const rendererKind = (stream: Stream, isJson: boolean): RendererKind => (isJson ? "json" : stream.isTTY === true ? "terminal" : "plain");
+
+/** @param noColor the environment's NO_COLOR; empty counts as unset (no-color.org). */
+export const mayColour = (stream: Stream, noColor: string | undefined): boolean => stream.isTTY === true && (noColor ?? "") === "";
+
+type Format = "bold" | "dim" | "green" | "red" | "yellow";
+const paint = (isColoured: boolean, format: Format, text: string): string => (isColoured ? styleText(format, text, { validateStream: false }) : text);
+
+/** A number that is not there, or that no clock could have shown, is `-`; JSON turns both NaN and Infinity into null. */
+type Figure = number | null | undefined;
+const shown = (value: Figure, show: (value: number) => string): string => (typeof value === "number" && Number.isFinite(value) ? show(value) : "-");
+
+const milliseconds = (value: Figure): string => shown(value, (ms) => (ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? ms.toFixed(0) : `${(ms / 1000).toFixed(0)}s`));
+/** At most six characters up to 10^12. */
+const count = (value: Figure): string =>
+  shown(value, (number) => (number < 1e6 ? number.toFixed(0) : number < 1e9 ? `${(number / 1e6).toFixed(number < 1e8 ? 2 : 1)}M` : `${(number / 1e9).toFixed(number < 1e11 ? 2 : 1)}G`));
+const bytes = (value: Figure): string => shown(value, formatBytes);
+const bandwidth = (value: Figure): string => shown(value, formatBandwidth);
+
+const clip = (text: string, columns = COLUMNS): string => (text.length <= columns ? text : `${text.slice(0, columns - 1)}…`);
+
+/** Positive widths align to the right, negative ones to the left; the last column takes what is left of the line. */
+const row = (widths: readonly number[], cells: readonly string[]): string =>
+  clip(cells.map((cell, at) => ((widths[at] ?? 0) < 0 ? cell.padEnd(-(widths[at] ?? 0)) : cell.padStart(widths[at] ?? 0))).join(" ").trimEnd());
+
+/** A label and its text, indented and broken between words; a word that is longer than a line is broken too. */
+function paragraph(label: string, text: string): string[] {
+  const most = COLUMNS - LABEL_COLUMNS;
+  const lines: string[] = [];
+  for (const word of oneLine(text).match(new RegExp(`[^ ]{1,${most}}`, "g")) ?? []) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + 1 + word.length <= most) lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(word);
+  }
+  return lines.map((line, at) => `${(at === 0 ? label : "").padEnd(LABEL_COLUMNS)}${line}`);
+}
+
+const ROUND_WIDTHS = [3, 6, 6, 6, 8, 11, 5, 7, 5, -13] as const;
+const ROUND_HEADER = row(ROUND_WIDTHS, ["rnd", "dirty", "normal", "zero", "sent", "bandwidth", "ms", "dirty/s", "down", "decision"]);
+
+const roundLine = (round: RoundProgress): string =>
+  row(ROUND_WIDTHS, [
+    String(round.round),
+    count(round.dirtyPages),
+    count(round.normalPages),
+    count(round.zeroPages),
+    bytes(round.bytes),
+    bandwidth(round.bandwidthBytesPerSecond),
+    milliseconds(round.durationMs),
+    count(round.dirtyPagesPerSecond),
+    milliseconds(round.expectedDowntimeMs),
+    oneLine(round.decision),
+  ]);
+
+/** Shows the events of migrations, one after another. Writes do not wait: events are few. */
+export class Renderer {
+  readonly #kind: RendererKind;
+  readonly #stream: Stream;
+  readonly #isColoured: boolean;
+  #hasHeader = false;
+  #phaseLine = "";
+
+  /** @param isColoured see `mayColour`; only a terminal is ever coloured. */
+  constructor(kind: RendererKind, stream: Stream, isColoured = false) {
+    this.#kind = kind;
+    this.#stream = stream;
+    this.#isColoured = isColoured && kind === "terminal";
+  }
+
+  show(event: ProgressEvent): void {
+    if (this.#kind === "json") this.#stream.write(`${JSON.stringify(event)}\n`);
+    else this.#showText(event);
+  }
+
+  /** Ends the phase line, so that whatever is written next starts on a line of its own. */
+  close(): void {
+    this.#drawPhase("");
+  }
+
+  #showText(event: ProgressEvent): void {
+    switch (event.type) {
+      case "started":
+        this.#hasHeader = false;
+        return this.#line(
+          clip(oneLine(`${event.guest} -> ${event.to}: ${event.parameters.mode}, ${event.dirtyLog} dirty log, ${event.pump} pump, epoch ${event.epoch}`)),
+          "bold",
+        );
+      case "phase":
+        return this.#showPhase(`${event.phase} at ${milliseconds(event.atMs)} ms`);
+      case "round":
+        if (!this.#hasHeader) this.#line(ROUND_HEADER, "dim");
+        this.#hasHeader = true;
+        return this.#line(roundLine(event));
+      case "switchover":
+        return this.#line(`switched over, guest paused ${milliseconds(event.downtimeMs)} ms at the source`);
+      case "failed":
+        this.#phaseLine = "";
+        return this.#line(clip(oneLine(`failed in phase ${event.phase}: ${event.code}: ${event.message}`)), "red");
+      case "done":
+        this.#phaseLine = "";
+        return this.#line(renderReport(event.report, this.#isColoured));
+    }
+  }
+
+  #showPhase(text: string): void {
+    if (this.#kind === "terminal") this.#drawPhase(text);
+    else this.#stream.write(`phase ${text}\n`);
+  }
+
+  #drawPhase(text: string): void {
+    if (this.#kind !== "terminal" || (text === "" && this.#phaseLine === "")) return;
+    this.#phaseLine = text;
+    cursorTo(this.#stream, 0);
+    clearLine(this.#stream, 0);
+    if (text !== "") this.#stream.write(paint(this.#isColoured, "dim", clip(text, Math.min(COLUMNS, this.#stream.columns ?? COLUMNS) - 1)));
+  }
+
+  /** A line that stays; the phase line moves below it. */
+  #line(text: string, format?: Format): void {
+    if (this.#kind === "terminal") {
+      cursorTo(this.#stream, 0);
+      clearLine(this.#stream, 0);
+    }
+    this.#stream.write(`${format === undefined ? text : paint(this.#isColoured, format, text)}\n`);
+    if (this.#phaseLine !== "") this.#drawPhase(this.#phaseLine);
+  }
+}
+
+const averageBandwidth = ({ ram }: QueryMigrate): number | undefined => (ram === undefined ? undefined : (ram.mbps * 1e6) / 8);
+const roundsOf = (report: MigrationReport): number => report["query-migrate"].ram?.["dirty-sync-count"] ?? report.iterations.length;
+
+/** The largest part first, by name; the others in the order in which they happen. */
+function breakdownText(breakdown: DowntimeBreakdown): string {
+  const parts = (["pause", "collect", "transfer", "prepare", "commit"] as const).map((name) => ({ name, ms: breakdown[name] }));
+  const largest = parts.reduce((most, part) => (part.ms > most.ms ? part : most));
+  const show = ({ name, ms }: { readonly name: string; readonly ms: number }): string => `${name} ${milliseconds(ms)}`;
+  return `most ${show(largest)}; ${parts.filter((part) => part !== largest).map(show).join(" ")}`;
+}
+
+function digestText(report: MigrationReport): string {
+  if (report["digest-equal"] === true) return "equal";
+  if (report["digest-equal"] === false) return "DIFFER";
+  return report.parameters["digest"] === false ? "off" : "-";
+}
+
+function auditText(audits: readonly MigrationReport["audit"][], parameters: MigrationReport["parameters"] | undefined): string {
+  const done = audits.flatMap((audit) => audit ?? []);
+  if (done.length === 0) return parameters?.["audit"] === false ? "off" : "-";
+  const mismatched = done.reduce((sum, audit) => sum + audit.mismatched, 0);
+  return mismatched === 0 ? "clean" : `${count(mismatched)}!`;
+}
+
+/** What one migration came to: some lines of at most 80 columns, times in ms. */
+export function renderReport(report: MigrationReport, isColoured = false): string {
+  const { "query-migrate": query, "downtime-breakdown": breakdown, clocks, audit, error } = report;
+  const total = `${milliseconds(query["total-time"])} ms in all, ${milliseconds(query["setup-time"])} ms setup, ${roundsOf(report)} rounds, `;
+  const sent = `${bytes(query.ram?.transferred)}, ${bandwidth(averageBandwidth(query))}`;
+  const audited = audit === null ? auditText([null], report.parameters) : `${count(audit.mismatched)} of ${count(audit.pages)} pages differ (${milliseconds(audit.ms)} ms)`;
+  const status = oneLine(query.status).slice(0, LABEL_COLUMNS);
+  const [first = "", ...others] = [
+    ...paragraph(status, total + sent),
+    ...paragraph("downtime", `source ${milliseconds(clocks["source-ms"])} ms, guest ${milliseconds(clocks["guest-ms"])} ms, client ${milliseconds(clocks["client-ms"])} ms`),
+    ...(breakdown === null ? [] : paragraph("split, ms", breakdownText(breakdown))),
+    ...paragraph("verified", `digest ${digestText(report)}; audit ${audited}`),
+    ...paragraph("verdict", report.verdict),
+    ...(error === null ? [] : paragraph("error", `${error.code}: ${error.message}`)),
+  ];
+  return [paint(isColoured, error === null ? "green" : "red", status) + first.slice(status.length), ...others].join("\n");
+}
+
+const TABLE_WIDTHS = [-13, 6, 4, 8, 11, 6, 6, 6, 6, 5] as const;
+const TABLE_HEADER = [
+  row(TABLE_WIDTHS, ["", "total", "", "", "average", "source", "guest", "client", "", ""]),
+  row(TABLE_WIDTHS, ["mode", "ms", "rnds", "sent", "bandwidth", "ms", "ms", "ms", "digest", "audit"]),
+];
+
+/** Of an even number the mean of the middle two; undefined of none. */
+function median(values: readonly Figure[]): number | undefined {
+  const sorted = values.filter((value) => typeof value === "number").sort((one, other) => one - other);
+  const [low, high] = [sorted[Math.floor((sorted.length - 1) / 2)], sorted[Math.floor(sorted.length / 2)]];
+  return low === undefined || high === undefined ? undefined : (low + high) / 2;
+}
+
+/** One report, or the median of several: figure by figure, and the worst of what was verified. */
+function tableRow(name: string, reports: readonly MigrationReport[]): string {
+  const of = (figure: (report: MigrationReport) => Figure): number | undefined => median(reports.map(figure));
+  const digests = reports.map(digestText);
+  return row(TABLE_WIDTHS, [
+    name,
+    milliseconds(of((report) => report["query-migrate"]["total-time"])),
+    shown(of(roundsOf), (rounds) => String(rounds)),
+    bytes(of((report) => report["query-migrate"].ram?.transferred)),
+    bandwidth(of((report) => averageBandwidth(report["query-migrate"]))),
+    milliseconds(of(({ clocks }) => clocks["source-ms"])),
+    milliseconds(of(({ clocks }) => clocks["guest-ms"])),
+    milliseconds(of(({ clocks }) => clocks["client-ms"])),
+    digests.find((digest) => digest === "DIFFER") ?? digests.find((digest) => digest !== "equal") ?? digests[0] ?? "-",
+    auditText(
+      reports.map(({ audit }) => audit),
+      reports[0]?.parameters,
+    ),
+  ]);
+}
+
+const isCompleted = ({ "query-migrate": query, error }: MigrationReport): boolean => query.status === "completed" && error === null;
+
+/** The demo's closing table, at most 80 columns: a row a migration, a median row for a mode that completed several times, then what failed. */
+export function renderComparison(reports: readonly MigrationReport[], isColoured = false): string {
+  const modes = [...new Set(reports.map(({ parameters }) => String(parameters["mode"])))];
+  const lines = modes.flatMap((mode) => {
+    const repeats = reports.filter(({ parameters }) => String(parameters["mode"]) === mode);
+    const completed = repeats.filter(isCompleted);
+    const rows = repeats.map((report) => paint(isColoured && !isCompleted(report), "red", tableRow(mode, [report])));
+    return completed.length < 2 ? rows : [...rows, paint(isColoured, "bold", tableRow(`median (${completed.length})`, completed))];
+  });
+  const failures = reports.flatMap((report, at) =>
+    isCompleted(report) ? [] : paragraph(`no. ${at + 1}`, report.error === null ? `${report["query-migrate"].status}: ${report.verdict}` : `${report.error.code}: ${report.error.message}`),
+  );
+  return [...TABLE_HEADER.map((line) => paint(isColoured, "dim", line)), ...lines, ...failures].join("\n");
+}
+
+/** For `precopy status`: some lines of at most 80 columns. */
+export function renderStatus(status: AgentStatus): string {
+  const { agent, guest, "query-migrate": query, verdict } = status;
+  const { ram } = query;
+  const figures = [
+    ...(ram === undefined ? [] : [`${ram["dirty-sync-count"]} rounds`, `${bytes(ram.transferred)} sent`, `${bytes(ram.remaining)} remaining`, bandwidth(averageBandwidth(query))]),
+    ...(query["expected-downtime"] === undefined ? [] : [`expected downtime ${milliseconds(query["expected-downtime"])} ms`]),
+    ...(query.downtime === undefined ? [] : [`downtime ${milliseconds(query.downtime)} ms`]),
+    ...(query["total-time"] === undefined ? [] : [`${milliseconds(query["total-time"])} ms in all`]),
+  ];
+  return [
+    ...paragraph("agent", `${agent.name} listens on ${agent.listen} (pid ${agent.pid}, release ${agent.release})`),
+    ...paragraph(
+      "guest",
+      guest === null
+        ? "none"
+        : `${guest.id}: ${guest.phase}, ${bytes(guest["memory-bytes"])}, ${guest.vcpus} vCPU${guest.vcpus === 1 ? "" : "s"}, ${guest["dirty-log"]} dirty log, epoch ${guest.epoch}`,
+    ),
+    ...paragraph("migration", [query.status, ...figures].join(", ")),
+    ...(query["error-desc"] === undefined ? [] : paragraph("error", query["error-desc"])),
+    ...(verdict === null ? [] : paragraph("verdict", verdict)),
+  ].join("\n");
+}

@@ -1,0 +1,172 @@
+import { Bitmap } from "@precopy/guest";
+import { MigrationError, enterSource, sourceMayAbort } from "@precopy/protocol";
+import type { DowntimeBreakdown, MigrationParameters, RoundProgress, SourcePhase, SourceState } from "@precopy/protocol";
+import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, StopPorts } from "./ports.js";
+import { preCopy } from "./round-loop.js";
+import { pauseAndPrepare } from "./switchover.js";
+import type { Prepared } from "./switchover.js";
+
+export interface MigrationPorts {
+  readonly dirty: DirtyPort;
+  readonly link: LinkPort;
+  readonly guest: GuestPort;
+  readonly handover: HandoverPort;
+  readonly stop: StopPorts;
+  readonly clock: Clock;
+  /** The target's own measure of how fast its vCPUs start, ms. */
+  readonly resumeMs: number;
+  onPhase(phase: SourcePhase): void;
+  onRound(round: RoundProgress): void;
+}
+
+export interface MigrationPlan {
+  /** Of the guest. */
+  readonly pages: number;
+  /** The epoch this hand-over raises the guest to. */
+  readonly epoch: number;
+  readonly parameters: MigrationParameters;
+  /** When the command was accepted, on the ports' clock. */
+  readonly acceptedAtMs: number;
+}
+
+/** What a completed switch measured. */
+export interface SwitchResult {
+  readonly breakdown: DowntimeBreakdown;
+  /** Pause asked for to ACTIVE received. */
+  readonly downtimeMs: number;
+  /** Command accepted to ACTIVE received. */
+  readonly totalMs: number;
+  /** Command accepted to first page sent; with stop-and-copy, to the pause. */
+  readonly setupMs: number;
+  /** Bytes sent while the guest was paused. */
+  readonly downtimeBytes: number;
+  readonly expectedDowntimeMs: number | undefined;
+}
+
+/**
+ * One hand-over at the source, from `setup` on: drives the state machine, and asks the ports for everything else. Whatever ends it before
+ * COMMIT leaves the guest the source's, for the owner of this object to resume; after COMMIT only the target's answer ends it.
+ */
+export class Migration {
+  readonly #plan: MigrationPlan;
+  readonly #ports: MigrationPorts;
+  readonly #broken: Promise<never>;
+  #break: (error: MigrationError) => void = () => {};
+  #state: SourceState = { phase: "setup" };
+
+  constructor(plan: MigrationPlan, ports: MigrationPorts) {
+    this.#plan = plan;
+    this.#ports = ports;
+    this.#broken = new Promise((_, reject) => {
+      this.#break = reject;
+    });
+    this.#broken.catch(() => {}); // it is raced against everything that is awaited; by itself it concerns nobody
+  }
+
+  get state(): SourceState {
+    return this.#state;
+  }
+
+  /** @throws {MigrationError} ERR_CANCEL_TOO_LATE once COMMIT is out. */
+  cancel(): void {
+    if (!sourceMayAbort(this.#state.phase)) throw new MigrationError("ERR_CANCEL_TOO_LATE", `The migration is ${this.#state.phase}`);
+    this.#break(new MigrationError("ERR_CANCELLED", "Cancelled by the operator"));
+  }
+
+  /** Link or peer are gone. Before COMMIT that fails the migration; after it, it changes nothing: the target's answer decides. */
+  fail(error: MigrationError): void {
+    this.#break(error);
+  }
+
+  /**
+   * Resolves at `completed`, however long the answer to COMMIT takes.
+   * @throws {MigrationError} in `failed`, `cancelled` or `taken-back`: the guest is the source's, and stands still if it was paused.
+   */
+  async run(): Promise<SwitchResult> {
+    const { handover, clock } = this.#ports;
+    const { epoch, acceptedAtMs } = this.#plan;
+    const { prepared, setupMs, expectedDowntimeMs } = await this.#reachPrepared();
+    const { pausedAtMs } = prepared;
+    this.#enter(enterSource(this.#state, { phase: "committing", epoch, pausedAtMs }));
+    handover.decideCommit();
+    const answer = await handover.commit(clock() - pausedAtMs, () => this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })));
+    const answeredAt = clock();
+    if (answer === "refused") {
+      this.#enter(enterSource(this.#state, { phase: "taken-back", epoch: epoch + 1 }));
+      throw new MigrationError("ERR_TAKEN_BACK", "The target will never run this guest at that epoch");
+    }
+    const downtimeMs = answeredAt - pausedAtMs;
+    this.#enter(enterSource(this.#state, { phase: "completed", downtimeMs }));
+    return {
+      breakdown: { ...prepared.breakdown, commit: answeredAt - prepared.preparedAtMs },
+      downtimeMs,
+      totalMs: answeredAt - acceptedAtMs,
+      setupMs,
+      downtimeBytes: prepared.last.bytes,
+      expectedDowntimeMs,
+    };
+  }
+
+  async #reachPrepared(): Promise<{ prepared: Prepared; setupMs: number; expectedDowntimeMs: number | undefined }> {
+    const { clock } = this.#ports;
+    const { acceptedAtMs, epoch } = this.#plan;
+    try {
+      const live = this.#plan.parameters.mode === "precopy" ? await this.#runRounds() : undefined;
+      const pausedAtMs = clock();
+      this.#enter(enterSource(this.#state, { phase: "device", epoch, pausedAtMs }));
+      const remaining = live?.remaining ?? new Bitmap(this.#plan.pages);
+      const round = (live?.rounds ?? 0) + 1;
+      const prepared = await this.#unlessBroken(pauseAndPrepare(remaining, round, live !== undefined, this.#ports));
+      const { last, lastPages } = prepared;
+      this.#ports.onRound({
+        round,
+        startMs: pausedAtMs - acceptedAtMs,
+        durationMs: clock() - pausedAtMs,
+        collectMs: prepared.breakdown.collect,
+        dirtyPages: lastPages,
+        normalPages: last.normalPages,
+        zeroPages: last.zeroPages,
+        bytes: last.bytes,
+        bandwidthBytesPerSecond: undefined,
+        dirtyPagesPerSecond: undefined,
+        expectedDowntimeMs: live?.expectedDowntimeMs,
+        decision: "last round: guest paused",
+      });
+      return { prepared, setupMs: live?.setupMs ?? pausedAtMs - acceptedAtMs, expectedDowntimeMs: live?.expectedDowntimeMs };
+    } catch (thrown) {
+      const error = MigrationError.from(thrown);
+      const { state } = this;
+      if (state.phase === "setup" || state.phase === "active" || state.phase === "device")
+        this.#enter(enterSource(state, { phase: error.code === "ERR_CANCELLED" ? "cancelled" : "failed", cause: error }));
+      throw error;
+    }
+  }
+
+  async #runRounds(): Promise<{ remaining: Bitmap; rounds: number; expectedDowntimeMs: number; setupMs: number }> {
+    const { pages, acceptedAtMs, parameters } = this.#plan;
+    let setupMs: number | undefined;
+    this.#enter(enterSource(this.#state, { phase: "active", round: 1 }));
+    const loop = preCopy(pages, parameters.downtimeLimitMs, acceptedAtMs, this.#ports, (round) => {
+      setupMs ??= round.startMs;
+      if (this.#state.phase === "active") this.#state = enterSource(this.#state, { phase: "active", round: round.round + 1 });
+      this.#ports.onRound(round);
+    });
+    return { ...(await this.#unlessBroken(loop)), setupMs: setupMs ?? 0 };
+  }
+
+  /** On failure stops the ports, and waits until the work has noticed: nothing of it may act on a guest that runs again. */
+  async #unlessBroken<T>(work: Promise<T>): Promise<T> {
+    try {
+      return await Promise.race([work, this.#broken]);
+    } catch (thrown) {
+      await this.#ports.stop(MigrationError.from(thrown));
+      await work.catch(() => {}); // it fails because of what is being thrown already
+      throw thrown;
+    }
+  }
+
+  #enter(state: SourceState): void {
+    this.#state = state;
+    this.#ports.onPhase(state.phase);
+  }
+}

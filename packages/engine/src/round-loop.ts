@@ -1,0 +1,98 @@
+import { Bitmap } from "@precopy/guest";
+import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
+import type { RoundProgress } from "@precopy/protocol";
+import { expectedDowntimeMs } from "./estimate.js";
+import type { FixedParts } from "./estimate.js";
+import { decide } from "./policy.js";
+import type { Decision, RoundOutlook } from "./policy.js";
+import type { Clock, DirtyPort, GuestPort, LinkPort } from "./ports.js";
+import { RoundStats } from "./round-stats.js";
+
+export interface RoundLoopPorts {
+  readonly dirty: DirtyPort;
+  readonly link: LinkPort;
+  readonly guest: GuestPort;
+  readonly clock: Clock;
+  /** The target's own measure of how fast its vCPUs start, ms. */
+  readonly resumeMs: number;
+}
+
+export interface RoundLoopResult {
+  /** Collected and not sent: the last round begins with these. */
+  readonly remaining: Bitmap;
+  readonly rounds: number;
+  readonly expectedDowntimeMs: number;
+}
+
+/**
+ * Pre-copy: collect, send, estimate, decide, until the policy says that the guest can be paused. Every round is acknowledged before the
+ * next is collected, so the channels are drained when this returns.
+ * @throws {MigrationError} ERR_NOT_CONVERGING with the policy's verdict, and whatever the ports throw.
+ * @see Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
+ */
+export async function preCopy(
+  pages: number,
+  downtimeLimitMs: number,
+  startedAtMs: number,
+  { dirty, link, guest, clock, resumeMs }: RoundLoopPorts,
+  onRound: (round: RoundProgress) => void,
+): Promise<RoundLoopResult> {
+  const stats = new RoundStats();
+  const history: RoundOutlook[] = [];
+  const bitmap = new Bitmap(pages);
+  let collectMs = await dirty.start(bitmap);
+  let collectedAt = clock();
+  let dirtyRate: number | undefined;
+  for (let round = 1; ; round++) {
+    const dirtyPages = bitmap.count();
+    const startMs = clock() - startedAtMs;
+    const transfer = await link.sendRound(round, bitmap);
+    stats.add(transfer);
+    const durationMs = clock() - startedAtMs - startMs;
+
+    // The round's pages are acknowledged, so its bits may go; what is collected now is the next round.
+    bitmap.clear();
+    const roundCollectMs = collectMs;
+    collectMs = await dirty.collect(bitmap);
+    const now = clock();
+    const remainingPages = bitmap.count();
+    const lastRate = dirtyRate;
+    dirtyRate = (remainingPages / Math.max(now - collectedAt, 0.001)) * 1000;
+    collectedAt = now;
+
+    const parts = { pauseMs: guest.probeMs(), collectMs, roundTripMs: link.roundTripMs(), resumeMs };
+    history.push(outlook(remainingPages, dirtyRate, stats, parts));
+    const decision = decide(history, downtimeLimitMs);
+    const expected = expectedDowntimeMs(remainingPages, stats, parts);
+    onRound({
+      round,
+      startMs,
+      durationMs,
+      collectMs: roundCollectMs,
+      dirtyPages,
+      normalPages: transfer.normalPages,
+      zeroPages: transfer.zeroPages,
+      bytes: transfer.bytes,
+      bandwidthBytesPerSecond: stats.bandwidthBytesPerSecond,
+      dirtyPagesPerSecond: round === 1 ? undefined : lastRate,
+      expectedDowntimeMs: expected,
+      decision: describe(decision),
+    });
+    if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
+    if (decision.action === "switch over") return { remaining: bitmap, rounds: round, expectedDowntimeMs: expected };
+  }
+}
+
+const describe = ({ action, reason }: Decision): string => `${action}: ${reason}`;
+
+function outlook(remainingPages: number, dirtyPagesPerSecond: number, stats: RoundStats, parts: FixedParts): RoundOutlook {
+  const nextRoundMs = stats.transferMs(remainingPages * PAGE_BYTES) + parts.collectMs + (stats.fixedMs ?? parts.roundTripMs);
+  const nextPages = Math.min((dirtyPagesPerSecond * nextRoundMs) / 1000, remainingPages);
+  return {
+    remainingPages,
+    dirtyPagesPerSecond,
+    expectedDowntimeMs: expectedDowntimeMs(remainingPages, stats, parts),
+    nextRoundMs,
+    forecastDowntimeMs: expectedDowntimeMs(nextPages, stats, parts),
+  };
+}

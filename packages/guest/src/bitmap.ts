@@ -1,0 +1,107 @@
+import { MigrationError, STRIPE_WORDS } from "@precopy/protocol";
+
+/** Called with each run of set pages. */
+export type VisitPages = (firstPage: number, pages: number) => void;
+
+function popcount(word: number): number {
+  let bits = word - ((word >>> 1) & 0x55555555);
+  bits = (bits & 0x33333333) + ((bits >>> 2) & 0x33333333);
+  return Math.imul((bits + (bits >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
+}
+
+/**
+ * One bit a page: bit `p & 31` of word `p >>> 5` is page `p`. The words are shared memory, so a bitmap can be handed to a worker;
+ * it has one user at a time, and whoever hands it over orders the accesses (a message does). Bits past the last page are zero.
+ */
+export class Bitmap {
+  readonly pages: number;
+  readonly words: Uint32Array;
+
+  constructor(pages: number, words: Uint32Array = new Uint32Array(new SharedArrayBuffer(Math.ceil(pages / 32) * 4))) {
+    if (words.length !== Math.ceil(pages / 32)) throw new MigrationError("ERR_INTERNAL", `${words.length} words for ${pages} pages`);
+    this.pages = pages;
+    this.words = words;
+  }
+
+  has(page: number): boolean {
+    return ((this.words[page >>> 5] ?? 0) & (1 << (page & 31))) !== 0;
+  }
+
+  /** @throws {MigrationError} ERR_RUN_OUT_OF_RANGE, so that a wrong mark never vanishes silently. */
+  setRun(firstPage: number, pages: number): void {
+    const end = firstPage + pages;
+    if (firstPage < 0 || pages < 1 || end > this.pages)
+      throw new MigrationError("ERR_RUN_OUT_OF_RANGE", `Run of ${pages} pages at ${firstPage}, bitmap of ${this.pages}`);
+    const firstWord = firstPage >>> 5;
+    const lastWord = (end - 1) >>> 5;
+    const head = -1 << (firstPage & 31);
+    const tail = -1 >>> (31 - ((end - 1) & 31));
+    if (firstWord === lastWord) {
+      this.words[firstWord]! |= head & tail;
+      return;
+    }
+    this.words[firstWord]! |= head;
+    this.words.fill(0xffffffff, firstWord + 1, lastWord);
+    this.words[lastWord]! |= tail;
+  }
+
+  clear(): void {
+    this.words.fill(0);
+  }
+
+  /** Adds the other's pages to these. */
+  join(other: Bitmap): void {
+    for (let at = 0; at < this.words.length; at++) this.words[at]! |= other.words[at] ?? 0;
+  }
+
+  /** Stripes there are, the last one perhaps shorter. */
+  get stripes(): number {
+    return Math.ceil(this.words.length / STRIPE_WORDS);
+  }
+
+  /** Pages set in one stripe. */
+  countStripe(stripe: number): number {
+    let pages = 0;
+    const end = Math.min((stripe + 1) * STRIPE_WORDS, this.words.length);
+    for (let at = stripe * STRIPE_WORDS; at < end; at++) if (this.words[at] !== 0) pages += popcount(this.words[at]!);
+    return pages;
+  }
+
+  /** Pages set; with `channels`, those of one channel's stripes. Cost: 60 us for the 65,536 words of an 8 GiB guest. */
+  count(channel = 0, channels = 1): number {
+    let pages = 0;
+    for (let stripe = channel; stripe < this.stripes; stripe += channels) pages += this.countStripe(stripe);
+    return pages;
+  }
+
+  /** Visits all runs in page order, cut at stripes. */
+  forEachRun(visit: VisitPages): void {
+    for (let stripe = 0; stripe < this.stripes; stripe++) this.forEachRunOfStripe(stripe, visit);
+  }
+
+  /** Visits the runs of one stripe in page order. */
+  forEachRunOfStripe(stripe: number, visit: VisitPages): void {
+    const { words } = this;
+    const end = Math.min((stripe + 1) * STRIPE_WORDS, words.length);
+    let first = -1; // of the run that is open
+    for (let at = stripe * STRIPE_WORDS; at < end; at++) {
+      const word = words[at]!;
+      if (word === 0) {
+        if (first >= 0) visit(first, at * 32 - first);
+        first = -1;
+      } else if (word === 0xffffffff) {
+        if (first < 0) first = at * 32;
+      } else {
+        for (let bit = 0; bit < 32; bit++) {
+          const isSet = ((word >>> bit) & 1) === 1;
+          if (isSet && first < 0) first = at * 32 + bit;
+          else if (!isSet && first >= 0) {
+            visit(first, at * 32 + bit - first);
+            first = -1;
+          }
+        }
+      }
+    }
+    if (first >= 0) visit(first, end * 32 - first);
+  }
+}

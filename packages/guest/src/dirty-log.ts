@@ -1,0 +1,25 @@
+import type { Bitmap } from "./bitmap.js";
+
+/** mmu: the page tables tell. barrier: the writer tells. */
+export type DirtyLogKind = "mmu" | "barrier";
+
+/** Who knows which pages were written. One collector owns it; it is called from one thread. */
+export interface DirtyLog {
+  readonly kind: DirtyLogKind;
+  /**
+   * Arms the log, and adds to `into` every page that may be other than zero, in one atomic step: a write is in `into` or in the next
+   * collection. Pages the guest never touched are neither listed nor read.
+   * @throws {MigrationError} ERR_ALREADY_TRACKING on a second start, ERR_SYSTEM_CALL
+   */
+  start(into: Bitmap): void;
+  /**
+   * Adds to `into` every page written since the previous call and forgets it here; bits already set stay set.
+   * Concurrency: the guest may be writing. A write lands in this collection or the next, never in neither, if page bytes are read only
+   * after this returns (docs/adr/0003). No allocation.
+   * @throws {MigrationError} ERR_NOT_TRACKING before `start()`.
+   * @see Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
+   */
+  collect(into: Bitmap): void;
+  /** Disarms; writes are as cheap again as if it had never run. Harmless when not armed. */
+  stop(): void;
+}

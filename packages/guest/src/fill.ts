@@ -1,0 +1,40 @@
+import { MigrationError, PAGE_BYTES, SEGMENT_BYTES } from "@precopy/protocol";
+import { GuestMemory } from "./guest-memory.js";
+import { pageKernels } from "./page-kernels.js";
+import type { WorkloadContext } from "./workload.js";
+
+/** What a filled page holds: random does not compress, text compresses about three to one, zeros are written and then all zero. */
+export const FILL_KINDS = ["random", "text", "zeros"] as const;
+
+/** Text-like data: a third of each page random, the rest repeated from it. */
+function fillText(context: WorkloadContext, start: number, bytes: number): void {
+  const page = Buffer.alloc(PAGE_BYTES);
+  for (let at = start; at < start + bytes; at += PAGE_BYTES) {
+    for (let word = 0; word < PAGE_BYTES / 3; word += 4) page.writeUInt32LE(Math.floor(Math.random() * 2 ** 32), word);
+    page.copyWithin(1365, 0, 1365);
+    page.copyWithin(2730, 0, 1366);
+    context.memory.write(at, page);
+  }
+}
+
+/**
+ * Gives the start of a vCPU's region contents before the first step, by the options `fill` (bytes) and `fillKind`.
+ * @throws {MigrationError} ERR_PARAMETER if the region is smaller.
+ */
+export function fillRegion(context: WorkloadContext): void {
+  const bytes = Number(context.options["fill"] ?? 0);
+  const kind = context.options["fillKind"] ?? "random";
+  const { start } = context.region;
+  if (bytes > context.region.bytes || bytes % PAGE_BYTES !== 0)
+    throw new MigrationError("ERR_PARAMETER", `Fill of ${bytes} B for a region of ${context.region.bytes} B`);
+  if (kind === "text") return fillText(context, start, bytes);
+  if (kind === "zeros") return context.memory.fill(start, bytes, 0);
+  if (kind !== "random") throw new MigrationError("ERR_PARAMETER", `fillKind ${String(kind)}: ${FILL_KINDS.join(", ")}`);
+  const kernels = pageKernels(new GuestMemory({ bytes: context.memory.bytes, segments: context.segments }));
+  for (let at = start; at < start + bytes; ) {
+    const piece = Math.min(start + bytes, (Math.floor(at / SEGMENT_BYTES) + 1) * SEGMENT_BYTES) - at;
+    kernels[Math.floor(at / SEGMENT_BYTES)]?.fillRandom(at % SEGMENT_BYTES, piece, BigInt(at + 1) * 0x9e3779b97f4a7c15n);
+    context.memory.wrote(at, piece);
+    at += piece;
+  }
+}

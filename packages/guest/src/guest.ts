@@ -1,0 +1,208 @@
+import { MigrationError, PAGE_BYTES, VCPUS_MAX, macOf } from "@precopy/protocol";
+import type { DeviceManifest, GuestManifest } from "@precopy/protocol";
+import { GuestClock } from "./clock.js";
+import type { Device } from "./device.js";
+import { allocateBarrier } from "./dirty-log-barrier.js";
+import type { SharedBarrier } from "./dirty-log-barrier.js";
+import type { DirtyLogKind } from "./dirty-log.js";
+import { GuestMemory } from "./guest-memory.js";
+import type { SegmentPool } from "./guest-memory.js";
+import { MemoryAccess } from "./memory-access.js";
+import type { MemoryService } from "./memory-service.js";
+import { NIC_BYTES } from "./nic-ring.js";
+import type { VcpuRegisters } from "./vcpu-thread.js";
+import { Vcpu } from "./vcpu.js";
+import type { VcpuThreads } from "./vcpu.js";
+import type { WorkloadCatalogue } from "./workload.js";
+
+/** What an agent lends its guest. */
+export interface GuestHost {
+  readonly segments: SegmentPool;
+  readonly threads: VcpuThreads;
+  readonly memory: MemoryService;
+  readonly workloads: WorkloadCatalogue;
+  readonly dirtyLog: DirtyLogKind;
+  /** Opens the back end of a device; it starts later. @throws {MigrationError} ERR_DEVICE_UNAVAILABLE */
+  openDevice(device: DeviceManifest, guestId: string, access: MemoryAccess, wakeGuest: () => void): Promise<Device>;
+}
+
+/** All of a guest that is not memory, taken while it is paused. */
+export interface GuestState {
+  readonly registers: readonly VcpuRegisters[];
+  readonly devices: readonly unknown[];
+  /** Guest time at the pause. */
+  readonly clockMs: number;
+}
+
+export interface VcpuOrder {
+  readonly workload: string;
+  readonly options: Record<string, string | number | boolean>;
+  /** Exact size of its region; those without share what is left. */
+  readonly regionBytes?: number;
+}
+
+/** Lays out a new guest: the card first, then each vCPU's region. @throws {MigrationError} ERR_PARAMETER, ERR_WORKLOAD_UNKNOWN */
+export function layOutGuest(id: string, memoryBytes: number, vcpus: readonly VcpuOrder[], hasNic: boolean, workloads: WorkloadCatalogue): GuestManifest {
+  if (vcpus.length < 1 || vcpus.length > VCPUS_MAX) throw new MigrationError("ERR_PARAMETER", `${vcpus.length} vCPUs; give 1 to ${VCPUS_MAX}`);
+  let start = hasNic ? NIC_BYTES : 0;
+  const fixed = vcpus.reduce((sum, { regionBytes = 0 }) => sum + regionBytes, start);
+  const sharing = vcpus.filter(({ regionBytes }) => regionBytes === undefined).length;
+  const share = sharing === 0 ? 0 : Math.floor((memoryBytes - fixed) / sharing / PAGE_BYTES) * PAGE_BYTES;
+  if (fixed > memoryBytes || (sharing > 0 && share < PAGE_BYTES))
+    throw new MigrationError("ERR_PARAMETER", `${memoryBytes} B of guest memory are too few: card and fixed regions take ${fixed} B`);
+  return {
+    id,
+    memoryBytes,
+    vcpus: vcpus.map(({ workload, options, regionBytes = share }) => {
+      const region = { start, bytes: regionBytes };
+      start += regionBytes;
+      return { workload, sha256: workloads.find(workload).sha256, options, region };
+    }),
+    devices: hasNic ? [{ kind: "nic", mac: macOf(id) }] : [],
+  };
+}
+
+/** A running program with all its state: memory, vCPUs, devices, clock. Whether it may run is decided elsewhere (source-state, target-state). */
+export class Guest {
+  readonly manifest: GuestManifest;
+  readonly memory: GuestMemory;
+  readonly barrier: SharedBarrier | undefined;
+  readonly dirtyLog: DirtyLogKind;
+  readonly clock = new GuestClock();
+  readonly #host: GuestHost;
+  readonly #vcpus: readonly Vcpu[];
+  #devices: readonly Device[] = [];
+  /** Owner epoch; raised by every hand-over. */
+  epoch = 0;
+  onFailure: (error: MigrationError) => void = () => {};
+  /** The longest gap any vCPU saw between its last tick before a pause and the first one after. */
+  onTicked: (gapMs: number) => void = () => {};
+
+  private constructor(manifest: GuestManifest, memory: GuestMemory, host: GuestHost) {
+    this.manifest = manifest;
+    this.memory = memory;
+    this.dirtyLog = host.dirtyLog;
+    this.barrier = host.dirtyLog === "barrier" ? allocateBarrier(memory.pages) : undefined;
+    this.#host = host;
+    this.#vcpus = manifest.vcpus.map(({ workload }, at) => new Vcpu(host.threads.take(), `vCPU ${at} (${workload})`));
+  }
+
+  /**
+   * Reserves memory and makes vCPUs and devices, quiet and without contents: boot or load comes next.
+   * @throws {MigrationError} ERR_MEMORY, ERR_WORKLOAD_UNKNOWN, ERR_WORKLOAD_DIFFERS, ERR_WORKLOAD_FAILED, ERR_DEVICE_UNAVAILABLE
+   */
+  static async create(manifest: GuestManifest, host: GuestHost): Promise<Guest> {
+    const files = manifest.vcpus.map(({ workload, sha256 }) => host.workloads.find(workload, sha256));
+    const guest = new Guest(manifest, GuestMemory.allocate(manifest.memoryBytes, host.segments), host);
+    try {
+      await host.memory.attach(guest.memory, guest.barrier);
+      await guest.#setUp(files.map(({ url }) => url));
+      return guest;
+    } catch (error) {
+      await guest.destroy();
+      throw error;
+    }
+  }
+
+  async #setUp(urls: readonly string[]): Promise<void> {
+    const { memory, barrier, clock, manifest } = this;
+    const nicAt = manifest.devices.length > 0 ? 0 : undefined;
+    const [first] = this.#vcpus;
+    this.#vcpus.forEach((vcpu) => {
+      vcpu.onFailure = (error) => this.onFailure(error);
+    });
+    let waiting = 0;
+    let longest = 0;
+    for (const vcpu of this.#vcpus)
+      vcpu.onTicked = (gapMs) => {
+        longest = Math.max(longest, gapMs);
+        if (++waiting < this.#vcpus.length) return;
+        this.onTicked(longest);
+        waiting = 0;
+        longest = 0;
+      };
+    await Promise.all(
+      this.#vcpus.map((vcpu, at) =>
+        vcpu.setUp({
+          vcpu: at,
+          url: urls[at] ?? "",
+          manifest: manifest.vcpus[at]!, // one vCPU was made for each entry
+          memory: memory.share(),
+          barrier,
+          clock: clock.share(),
+          nicAt: at === 0 ? nicAt : undefined,
+        }),
+      ),
+    );
+    const access = new MemoryAccess(memory, barrier);
+    const devices: Device[] = [];
+    this.#devices = devices;
+    for (const device of manifest.devices) devices.push(await this.#host.openDevice(device, manifest.id, access, () => first?.wake()));
+    if (first !== undefined) first.onKick = () => devices.forEach((device) => device.kick());
+  }
+
+  /** True if some program writes past the accessor, which only the mmu dirty log sees. */
+  get hasDirectWriter(): boolean {
+    return this.#vcpus.some(({ isDirectWriter }) => isDirectWriter);
+  }
+
+  /** First boot: fills memory and sets the clock to zero. `run` comes next. */
+  async boot(): Promise<void> {
+    this.clock.set(0);
+    await Promise.all(this.#vcpus.map((vcpu) => vcpu.boot()));
+    this.clock.set(0);
+  }
+
+  /** Registers and devices as they were saved. @throws {MigrationError} ERR_WORKLOAD_FAILED */
+  async load(state: GuestState): Promise<void> {
+    if (state.registers.length !== this.#vcpus.length || state.devices.length !== this.#devices.length)
+      throw new MigrationError("ERR_BAD_MESSAGE", "State of another number of vCPUs or devices");
+    this.#devices.forEach((device, at) => device.load(state.devices[at]));
+    await Promise.all(this.#vcpus.map((vcpu, at) => vcpu.load(state.registers[at]!))); // counted above
+  }
+
+  /** After boot or load. Resolves when every vCPU runs. */
+  async run(epoch: number, isMoved: boolean): Promise<void> {
+    this.epoch = epoch;
+    await Promise.all(this.#vcpus.map((vcpu) => vcpu.run()));
+    for (const device of this.#devices) device.start(epoch, isMoved);
+  }
+
+  /** How long a pause would take now, in ms. */
+  probeMs(): number {
+    return Math.max(...this.#vcpus.map((vcpu) => vcpu.probeMs()));
+  }
+
+  /**
+   * Stops every vCPU between two steps, then the devices, and takes the state. If one does not stop the rest goes on.
+   * @throws {MigrationError} ERR_WORKLOAD_FAILED
+   */
+  async pause(): Promise<GuestState> {
+    try {
+      const registers = await Promise.all(this.#vcpus.map((vcpu) => vcpu.pause()));
+      const clockMs = this.clock.now();
+      for (const device of this.#devices) device.quiesce();
+      return { registers, devices: this.#devices.map((device) => device.save()), clockMs };
+    } catch (error) {
+      this.resume();
+      throw error;
+    }
+  }
+
+  /** After a pause: everything goes on where it stood, as if nothing had happened. */
+  resume(epoch = this.epoch): void {
+    this.epoch = epoch;
+    for (const vcpu of this.#vcpus) vcpu.resume();
+    for (const device of this.#devices) device.start(this.epoch, false);
+  }
+
+  /** Ends it: threads first, then its pages, then its segments go back for the next guest. */
+  async destroy(): Promise<void> {
+    for (const device of this.#devices) device.close();
+    await Promise.all(this.#vcpus.map((vcpu) => vcpu.end()));
+    await this.#host.memory.stop();
+    await this.#host.memory.free();
+    await this.#host.memory.detach();
+    this.#host.segments.give(this.memory.segments);
+  }
+}

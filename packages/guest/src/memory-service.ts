@@ -1,0 +1,80 @@
+import { Worker } from "node:worker_threads";
+import { MigrationError } from "@precopy/protocol";
+import type { AuditResult } from "@precopy/protocol";
+import type { Bitmap } from "./bitmap.js";
+import type { SharedBarrier } from "./dirty-log-barrier.js";
+import type { GuestMemory } from "./guest-memory.js";
+import type { MemoryReply, MemoryTask } from "./memory-thread.js";
+import type { HashTable } from "./page-hashes.js";
+
+/** The main thread's end of memory-thread.ts: the dirty log of the guest here, its audit, and its end. One task after another. */
+export class MemoryService {
+  readonly #worker = new Worker(new URL("./memory-thread.js", import.meta.url));
+  readonly #waiting = new Map<number, { resolve: (reply: MemoryReply & { ok: true }) => void; reject: (error: Error) => void }>();
+  readonly #forgetEvery: number;
+  #id = 0;
+
+  /** @param forgetEvery 0, or how many written pages it takes until the dirty log loses one: only to see that it is found out. */
+  constructor(forgetEvery = 0) {
+    this.#forgetEvery = forgetEvery;
+    this.#worker.on("message", (reply: MemoryReply) => {
+      const pending = this.#waiting.get(reply.id);
+      this.#waiting.delete(reply.id);
+      if (reply.ok) pending?.resolve(reply);
+      else pending?.reject(new MigrationError(reply.code, reply.message));
+    });
+    const fail = (cause: unknown): void => {
+      for (const { reject } of this.#waiting.values()) reject(new MigrationError("ERR_INTERNAL", "The memory thread ended", { cause }));
+      this.#waiting.clear();
+    };
+    this.#worker.on("error", fail);
+    this.#worker.on("exit", fail);
+  }
+
+  /** The guest whose memory the other calls mean. @param barrier given for the barrier log, undefined for mmu. */
+  async attach(memory: GuestMemory, barrier: SharedBarrier | undefined): Promise<void> {
+    await this.#perform({ task: "attach", memory: memory.share(), barrier, forgetEvery: this.#forgetEvery });
+  }
+
+  /** See DirtyLog.start. `into` belongs to the dirty log until this resolves with the ms it took. */
+  async start(into: Bitmap): Promise<number> {
+    return (await this.#perform({ task: "start", into: into.words })).ms;
+  }
+
+  /** See DirtyLog.collect. */
+  async collect(into: Bitmap): Promise<number> {
+    return (await this.#perform({ task: "collect", into: into.words })).ms;
+  }
+
+  async stop(): Promise<void> {
+    await this.#perform({ task: "stop" });
+  }
+
+  /** Compares the frozen image with the hashes of what was sent. */
+  async audit(hashes: HashTable): Promise<AuditResult> {
+    const { audit } = await this.#perform({ task: "audit", hashes });
+    if (audit === undefined) throw new MigrationError("ERR_INTERNAL", "The audit gave no result");
+    return audit;
+  }
+
+  /** Gives the guest's pages back to the system. Nobody may run on them any more. */
+  async free(): Promise<void> {
+    await this.#perform({ task: "free" });
+  }
+
+  async detach(): Promise<void> {
+    await this.#perform({ task: "detach" });
+  }
+
+  async end(): Promise<void> {
+    await this.#worker.terminate();
+  }
+
+  #perform(task: MemoryTask): Promise<MemoryReply & { ok: true }> {
+    const id = ++this.#id;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ ...task, id });
+    });
+  }
+}

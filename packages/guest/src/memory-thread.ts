@@ -1,0 +1,118 @@
+import { parentPort } from "node:worker_threads";
+import { PagemapScanner, freePages, isLinuxAvailable } from "@precopy/linux";
+import { MigrationError } from "@precopy/protocol";
+import type { AuditResult, ErrorCode } from "@precopy/protocol";
+import { Bitmap } from "./bitmap.js";
+import { BarrierDirtyLog } from "./dirty-log-barrier.js";
+import type { SharedBarrier } from "./dirty-log-barrier.js";
+import { ForgetfulDirtyLog } from "./dirty-log-forgetful.js";
+import { MmuDirtyLog } from "./dirty-log-mmu.js";
+import type { DirtyLog } from "./dirty-log.js";
+import { GuestMemory } from "./guest-memory.js";
+import type { SharedMemory } from "./guest-memory.js";
+import { PageHashes } from "./page-hashes.js";
+import type { HashTable } from "./page-hashes.js";
+
+/** Everything that walks a whole guest: it runs here, so that the main thread goes on serving control and network card. */
+export type MemoryTask =
+  | { readonly task: "attach"; readonly memory: SharedMemory; readonly barrier: SharedBarrier | undefined; readonly forgetEvery: number }
+  | { readonly task: "start" | "collect"; readonly into: Uint32Array }
+  | { readonly task: "stop" | "free" | "detach" }
+  | { readonly task: "audit"; readonly hashes: HashTable };
+export type MemoryRequest = MemoryTask & { readonly id: number };
+export type MemoryReply =
+  | { readonly id: number; readonly ok: true; readonly ms: number; readonly audit: AuditResult | undefined }
+  | { readonly id: number; readonly ok: false; readonly code: ErrorCode; readonly message: string };
+
+const port = parentPort;
+if (port === null) throw new Error("memory-thread.js runs as a worker");
+
+let memory: GuestMemory | undefined;
+let log: DirtyLog | undefined;
+
+function attached(): { memory: GuestMemory; log: DirtyLog } {
+  if (memory === undefined || log === undefined) throw new MigrationError("ERR_NO_GUEST", "No guest memory is attached");
+  return { memory, log };
+}
+
+/** Every page that holds something, from the page tables where they can be asked; else every page there is. */
+function populatedPages(guest: GuestMemory): Bitmap {
+  const populated = new Bitmap(guest.pages);
+  try {
+    const scanner = new PagemapScanner();
+    try {
+      for (let at = 0, page = 0; at < guest.views.length; page += guest.views[at++]!.byteLength / 4096) {
+        const base = page;
+        scanner.listPopulated(guest.ranges()[at]!, (first, pages, isZeroPage) => {
+          if (!isZeroPage) populated.setRun(base + first, pages);
+        });
+      }
+    } finally {
+      scanner.close();
+    }
+  } catch {
+    populated.setRun(0, guest.pages); // no PAGEMAP_SCAN on this kernel: read everything
+  }
+  return populated;
+}
+
+/**
+ * Compares every page of a frozen image with its hash. Unlike the digest this sees a write that the dirty log lost: there the hash is
+ * that of the version sent, and the image has a newer one.
+ */
+function audit(guest: GuestMemory, table: HashTable): AuditResult {
+  const started = performance.now();
+  const hashes = new PageHashes(guest, table);
+  const populated = populatedPages(guest);
+  let mismatched = 0;
+  // A page that was sent with data and holds nothing any more was lost just the same.
+  for (let page = 0; page < guest.pages; page++) if ((table[2 * page] !== 0 || table[2 * page + 1] !== 0) && !populated.has(page)) mismatched++;
+  populated.forEachRun((first, pages) => {
+    for (let page = first; page < first + pages; page++) if (!hashes.matches(page)) mismatched++;
+  });
+  return { pages: populated.count(), mismatched, ms: performance.now() - started };
+}
+
+function perform(request: MemoryTask): AuditResult | undefined {
+  switch (request.task) {
+    case "attach": {
+      memory = new GuestMemory(request.memory);
+      log = request.barrier === undefined ? new MmuDirtyLog(memory.ranges()) : new BarrierDirtyLog(request.barrier);
+      if (request.forgetEvery > 0) log = new ForgetfulDirtyLog(log, request.forgetEvery, memory.pages);
+      return undefined;
+    }
+    case "start":
+      attached().log.start(new Bitmap(attached().memory.pages, request.into));
+      return undefined;
+    case "collect":
+      attached().log.collect(new Bitmap(attached().memory.pages, request.into));
+      return undefined;
+    case "stop":
+      attached().log.stop();
+      return undefined;
+    case "free":
+      for (const view of attached().memory.views) if (!isLinuxAvailable) view.fill(0);
+      if (isLinuxAvailable) for (const { address, bytes } of attached().memory.ranges()) freePages(address, bytes);
+      return undefined;
+    case "detach":
+      log?.stop();
+      log = undefined;
+      memory = undefined;
+      return undefined;
+    case "audit":
+      return audit(attached().memory, request.hashes);
+  }
+}
+
+port.on("message", (request: MemoryRequest) => {
+  const started = performance.now();
+  let reply: MemoryReply;
+  try {
+    const result = perform(request);
+    reply = { id: request.id, ok: true, ms: performance.now() - started, audit: result };
+  } catch (thrown) {
+    const error = MigrationError.from(thrown);
+    reply = { id: request.id, ok: false, code: error.code, message: error.message };
+  }
+  port.postMessage(reply);
+});

@@ -1,0 +1,17 @@
+/**
+ * Words that a vCPU thread and the main thread share (Int32Array). REQUEST is written by the main thread only, PROBED by the vCPU only;
+ * WAKE is raised by whoever has news, and is what the vCPU sleeps on. Whoever changes REQUEST or PROBE raises WAKE after it: a vCPU
+ * reads WAKE, then looks for work, then sleeps only if WAKE is still what it read, so no news is slept over.
+ */
+export const VcpuWord = { REQUEST: 0, WAKE: 1, PROBE: 2, PROBED: 3 } as const;
+export const VCPU_WORDS = 4;
+
+export const VcpuRequest = { Run: 0, Pause: 1, End: 2 } as const;
+
+export const allocateVcpuControl = (): Int32Array => new Int32Array(new SharedArrayBuffer(VCPU_WORDS * 4));
+
+/** Raises WAKE: ends the vCPU's sleep, and the next one if it is not asleep yet. */
+export function wake(control: Int32Array): void {
+  Atomics.add(control, VcpuWord.WAKE, 1);
+  Atomics.notify(control, VcpuWord.WAKE);
+}

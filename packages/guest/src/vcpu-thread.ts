@@ -1,0 +1,127 @@
+import { parentPort } from "node:worker_threads";
+import type { VcpuManifest } from "@precopy/protocol";
+import { GuestClock } from "./clock.js";
+import type { SharedBarrier } from "./dirty-log-barrier.js";
+import { GuestMemory } from "./guest-memory.js";
+import type { SharedMemory } from "./guest-memory.js";
+import { MemoryAccess } from "./memory-access.js";
+import { NicDriver } from "./nic-ring.js";
+import { VcpuRequest, VcpuWord } from "./vcpu-control.js";
+import type { Program, Workload } from "./workload.js";
+
+/** First message to a vCPU thread. */
+export interface VcpuSetup {
+  readonly type: "setup";
+  readonly vcpu: number;
+  readonly url: string;
+  readonly manifest: VcpuManifest;
+  readonly memory: SharedMemory;
+  readonly barrier: SharedBarrier | undefined;
+  readonly clock: Float64Array;
+  readonly control: Int32Array;
+  /** Guest address of the network card's rings, for the vCPU that has it. */
+  readonly nicAt: number | undefined;
+}
+/** What a vCPU carries apart from guest memory. */
+export interface VcpuRegisters {
+  readonly program: unknown;
+  /** Guest time of its last tick. */
+  readonly lastTickMs: number;
+}
+export type ToVcpu = VcpuSetup | { readonly type: "boot" } | { readonly type: "load"; readonly registers: VcpuRegisters } | { readonly type: "run" };
+export type FromVcpu =
+  | { readonly type: "ready"; readonly isDirectWriter: boolean }
+  | { readonly type: "booted" | "loaded" | "running" | "kick" | "ended" }
+  | { readonly type: "paused"; readonly registers: VcpuRegisters }
+  /** After each run: the gap between the last tick before and the first one after. */
+  | { readonly type: "ticked"; readonly gapMs: number }
+  | { readonly type: "failed"; readonly message: string; readonly stack: string | undefined };
+
+/** A guest tick every millisecond, whatever the workload: what the guest itself notices of a pause. */
+const TICK_MS = 1;
+
+const port = parentPort;
+if (port === null) throw new Error("vcpu-thread.js runs as a worker");
+const post = (message: FromVcpu): void => port.postMessage(message);
+
+let program: Program | undefined;
+let control: Int32Array = new Int32Array(0);
+let clock: GuestClock | undefined;
+let lastTickMs = -1;
+
+async function setUp(setup: VcpuSetup): Promise<void> {
+  const module: { default?: Workload } = await import(setup.url);
+  const workload = module.default;
+  if (typeof workload?.create !== "function") throw new Error(`${setup.manifest.workload}: its default export has no create()`);
+  const memory = new GuestMemory(setup.memory);
+  const access = new MemoryAccess(memory, setup.barrier);
+  const guestClock = new GuestClock(setup.clock);
+  control = setup.control;
+  clock = guestClock;
+  program = workload.create({
+    vcpu: setup.vcpu,
+    options: setup.manifest.options,
+    region: setup.manifest.region,
+    memory: access,
+    segments: memory.segments,
+    nic: setup.nicAt === undefined ? undefined : new NicDriver(access, setup.nicAt, () => post({ type: "kick" })),
+    now: () => guestClock.now(),
+  });
+  post({ type: "ready", isDirectWriter: workload.isDirectWriter === true });
+}
+
+/** Steps until told to end. The thread never returns to its event loop while the guest is here: requests come by shared words. */
+function run(running: Program, guestClock: GuestClock): void {
+  post({ type: "running" });
+  let isFirstTick = true;
+  for (;;) {
+    const seen = Atomics.load(control, VcpuWord.WAKE);
+    const request = Atomics.load(control, VcpuWord.REQUEST);
+    if (request !== VcpuRequest.Run) {
+      if (request === VcpuRequest.End) return;
+      post({ type: "paused", registers: { program: running.save(), lastTickMs } });
+      while (Atomics.load(control, VcpuWord.REQUEST) === VcpuRequest.Pause) Atomics.wait(control, VcpuWord.REQUEST, VcpuRequest.Pause, 1000);
+      if (Atomics.load(control, VcpuWord.REQUEST) === VcpuRequest.End) return;
+      post({ type: "running" });
+      isFirstTick = true;
+      continue;
+    }
+    const probe = Atomics.load(control, VcpuWord.PROBE);
+    if (probe !== Atomics.load(control, VcpuWord.PROBED)) {
+      Atomics.store(control, VcpuWord.PROBED, probe);
+      Atomics.notify(control, VcpuWord.PROBED);
+    }
+    const restMs = running.step();
+    const now = guestClock.now();
+    if (now - lastTickMs >= TICK_MS) {
+      if (isFirstTick && lastTickMs >= 0) post({ type: "ticked", gapMs: now - lastTickMs });
+      isFirstTick = false;
+      lastTickMs = now;
+    }
+    if (restMs > 0) Atomics.wait(control, VcpuWord.WAKE, seen, Math.min(restMs, Math.max(lastTickMs + TICK_MS - now, 0)));
+  }
+}
+
+async function handle(message: ToVcpu): Promise<void> {
+  if (message.type === "setup") return setUp(message);
+  if (program === undefined || clock === undefined) throw new Error(`${message.type} before setup`);
+  switch (message.type) {
+    case "boot":
+      program.boot?.();
+      return post({ type: "booted" });
+    case "load":
+      program.load(message.registers.program);
+      lastTickMs = message.registers.lastTickMs;
+      return post({ type: "loaded" });
+    case "run":
+      run(program, clock);
+      return post({ type: "ended" });
+  }
+}
+
+port.on("message", (message: ToVcpu) => {
+  handle(message).catch((error: unknown) => {
+    const failure = error instanceof Error ? error : new Error(String(error));
+    post({ type: "failed", message: failure.message, stack: failure.stack });
+  });
+});

@@ -1,0 +1,157 @@
+import { Worker } from "node:worker_threads";
+import { MigrationError, PAUSE_TIMEOUT_MS } from "@precopy/protocol";
+import { VcpuRequest, VcpuWord, allocateVcpuControl, wake } from "./vcpu-control.js";
+import type { FromVcpu, ToVcpu, VcpuRegisters, VcpuSetup } from "./vcpu-thread.js";
+
+const THREAD = new URL("./vcpu-thread.js", import.meta.url);
+
+/** Threads without a guest yet: starting one takes 30 to 50 ms, which no migration should wait for. */
+export class VcpuThreads {
+  readonly #idle: Worker[] = [];
+
+  /** Starts threads until `count` wait here. Resolves when they are up. */
+  async prepare(count: number): Promise<void> {
+    const fresh = Array.from({ length: Math.max(0, count - this.#idle.length) }, () => new Worker(THREAD));
+    this.#idle.push(...fresh);
+    await Promise.all(fresh.map((worker) => new Promise((resolve) => worker.once("online", resolve))));
+  }
+
+  take(): Worker {
+    return this.#idle.pop() ?? new Worker(THREAD);
+  }
+
+  async end(): Promise<void> {
+    await Promise.all(this.#idle.splice(0).map((worker) => worker.terminate()));
+  }
+}
+
+type Pending = { readonly resolve: (message: FromVcpu) => void; readonly reject: (error: Error) => void };
+
+/** One virtual CPU: a thread that runs a workload's program, and what the main thread may ask of it. */
+export class Vcpu {
+  readonly #worker: Worker;
+  readonly #control = allocateVcpuControl();
+  readonly #waiting = new Map<FromVcpu["type"], Pending>();
+  readonly #name: string;
+  #failure: MigrationError | undefined;
+  /** The guest's transmit ring has news. */
+  onKick: () => void = () => {};
+  onTicked: (gapMs: number) => void = () => {};
+  /** The program threw, or its thread ended by itself. It does not run any more. */
+  onFailure: (error: MigrationError) => void = () => {};
+  isDirectWriter = false;
+
+  constructor(worker: Worker, name: string) {
+    this.#worker = worker;
+    this.#name = name;
+    worker.on("message", (message: FromVcpu) => this.#receive(message));
+    worker.on("error", (cause) => this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${name}: ${cause.message}`, { cause })));
+    worker.on("exit", () => this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${name}: its thread ended`)));
+  }
+
+  /** Loads the workload. Nothing of guest memory is written. @throws {MigrationError} ERR_WORKLOAD_FAILED */
+  async setUp(setup: Omit<VcpuSetup, "type" | "control">): Promise<void> {
+    const ready = await this.#ask({ type: "setup", control: this.#control, ...setup }, "ready");
+    this.isDirectWriter = ready.type === "ready" && ready.isDirectWriter;
+  }
+
+  async boot(): Promise<void> {
+    await this.#ask({ type: "boot" }, "booted");
+  }
+
+  async load(registers: VcpuRegisters): Promise<void> {
+    await this.#ask({ type: "load", registers }, "loaded");
+  }
+
+  /** Resolves when the first step is about to begin. */
+  async run(): Promise<void> {
+    await this.#ask({ type: "run" }, "running");
+  }
+
+  /** Resolves with the registers once the vCPU stands between two steps, and stays there. @throws {MigrationError} ERR_WORKLOAD_FAILED */
+  async pause(): Promise<VcpuRegisters> {
+    const paused = this.#expect("paused");
+    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Pause);
+    wake(this.#control);
+    const timer = setTimeout(
+      () => this.#settle("paused", new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: a step took more than ${PAUSE_TIMEOUT_MS} ms`)),
+      PAUSE_TIMEOUT_MS,
+    );
+    try {
+      const message = await paused;
+      if (message.type !== "paused") throw new MigrationError("ERR_INTERNAL", `${this.#name}: ${message.type} instead of paused`);
+      return message.registers;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Goes on where it stood; also calls off a pause that was not acknowledged. */
+  resume(): void {
+    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Run);
+    Atomics.notify(this.#control, VcpuWord.REQUEST);
+    wake(this.#control);
+  }
+
+  /** An interrupt: the card delivered a frame. */
+  wake(): void {
+    wake(this.#control);
+  }
+
+  /** How long it takes now to reach the end of a step, in ms, without stopping it: what a pause would take. Blocks for that long, 20 ms at most. */
+  probeMs(): number {
+    const started = performance.now();
+    const probe = Atomics.add(this.#control, VcpuWord.PROBE, 1) + 1;
+    wake(this.#control);
+    for (let left = 20; left > 0; left = 20 - (performance.now() - started)) {
+      const probed = Atomics.load(this.#control, VcpuWord.PROBED);
+      if (probed === probe) break;
+      Atomics.wait(this.#control, VcpuWord.PROBED, probed, left);
+    }
+    return performance.now() - started;
+  }
+
+  /** Ends program and thread, wherever it stands. After this nobody of it touches guest memory. */
+  async end(): Promise<void> {
+    this.#worker.removeAllListeners();
+    this.#worker.on("error", () => {}); // an error while it ends has nobody left to concern
+    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.End);
+    Atomics.notify(this.#control, VcpuWord.REQUEST);
+    wake(this.#control);
+    await this.#worker.terminate();
+    this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ended`));
+  }
+
+  #ask(message: ToVcpu, answer: FromVcpu["type"]): Promise<FromVcpu> {
+    const answered = this.#expect(answer);
+    this.#worker.postMessage(message);
+    return answered;
+  }
+
+  #expect(type: FromVcpu["type"]): Promise<FromVcpu> {
+    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    return new Promise((resolve, reject) => this.#waiting.set(type, { resolve, reject }));
+  }
+
+  #settle(type: FromVcpu["type"], outcome: FromVcpu | MigrationError): void {
+    const pending = this.#waiting.get(type);
+    this.#waiting.delete(type);
+    if (outcome instanceof MigrationError) pending?.reject(outcome);
+    else pending?.resolve(outcome);
+  }
+
+  #receive(message: FromVcpu): void {
+    if (message.type === "kick") this.onKick();
+    else if (message.type === "ticked") this.onTicked(message.gapMs);
+    else if (message.type === "failed")
+      this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ${message.message}`, { cause: message.stack }));
+    else this.#settle(message.type, message);
+  }
+
+  #fail(error: MigrationError): void {
+    const isFirst = this.#failure === undefined;
+    this.#failure ??= error;
+    for (const type of [...this.#waiting.keys()]) this.#settle(type, error);
+    if (isFirst) this.onFailure(error);
+  }
+}

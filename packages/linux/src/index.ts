@@ -1,0 +1,5 @@
+export { addressOf, isLinuxAvailable } from "./library.js";
+export * from "./memory.js";
+export * from "./pagemap-scan.js";
+export * from "./socket.js";
+export * from "./userfaultfd.js";

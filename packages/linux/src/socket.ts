@@ -1,0 +1,157 @@
+import { constants } from "node:os";
+import { declare, errno, systemCallError } from "./library.js";
+
+const dup = declare("int dup(int fd)");
+const closeDescriptor = declare("int close(int fd)");
+const fcntl = declare("int fcntl(int fd, int command, int argument)");
+const setsockopt = declare("int setsockopt(int fd, int level, int option, void *value, int bytes)");
+const shutdown = declare("int shutdown(int fd, int how)");
+const writev = declare("long writev(int fd, void *pieces, int count)");
+const readv = declare("long readv(int fd, void *pieces, int count)");
+const recv = declare("long recv(int fd, void *buffer, size_t bytes, int flags)");
+const send = declare("long send(int fd, void *buffer, size_t bytes, int flags)");
+
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0x800;
+const SOL_SOCKET = 1;
+const SO_RCVTIMEO = 20;
+const SO_SNDTIMEO = 21;
+const SO_MAX_PACING_RATE = 47;
+const IPPROTO_TCP = 6;
+const TCP_NODELAY = 1;
+const TCP_CONGESTION = 13;
+const SHUT_RDWR = 2;
+const MSG_NOSIGNAL = 0x4000;
+const UNLIMITED = 2n ** 64n - 1n;
+/** `writev` and `readv` take this many pieces at most. */
+export const PIECES_MAX = 1024;
+
+/**
+ * A connected TCP socket in blocking mode, for one worker. The main thread keeps a SocketHandle to the same descriptor and owns
+ * `shutdown` and `close`; the worker never closes, so the number cannot be reused behind anybody's back.
+ */
+export class BlockingSocket {
+  readonly #fd: number;
+  readonly #mayGoOn: () => boolean;
+
+  /** @param mayGoOn asked whenever a call timed out (`pollMs`); false ends the transfer. */
+  constructor(fd: number, pollMs: number, mayGoOn: () => boolean) {
+    this.#fd = fd;
+    this.#mayGoOn = mayGoOn;
+    const flags = fcntl(fd, F_GETFL, 0);
+    // O_NONBLOCK belongs to the open file: libuv must have let go of its descriptor before.
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) throw systemCallError("fcntl");
+    const wait = new BigInt64Array([BigInt(Math.floor(pollMs / 1000)), BigInt((pollMs % 1000) * 1000)]);
+    this.#set(SOL_SOCKET, SO_RCVTIMEO, wait);
+    this.#set(SOL_SOCKET, SO_SNDTIMEO, wait);
+    this.#set(IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]));
+  }
+
+  #set(level: number, option: number, value: BigInt64Array | BigUint64Array | Int32Array): void {
+    if (setsockopt(this.#fd, level, option, value, value.byteLength) !== 0) throw systemCallError("setsockopt");
+  }
+
+  /** Paces what is sent; 0 lifts it. 8 bytes on purpose: 4 bytes would end at 34 Gbit/s. */
+  setPacing(bytesPerSecond: number): void {
+    this.#set(SOL_SOCKET, SO_MAX_PACING_RATE, new BigUint64Array([bytesPerSecond === 0 ? UNLIMITED : BigInt(Math.ceil(bytesPerSecond))]));
+  }
+
+  /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */
+  tryCongestionControl(name: string): boolean {
+    const value = Buffer.from(name);
+    return setsockopt(this.#fd, IPPROTO_TCP, TCP_CONGESTION, value, value.byteLength) === 0;
+  }
+
+  /**
+   * Writes all pieces. @param pieces (address, bytes) pairs, `count` of them, changed while it goes. Returns false if told to stop.
+   * @throws {MigrationError} ERR_SYSTEM_CALL, for example EPIPE or ECONNRESET.
+   */
+  writeAll(pieces: BigUint64Array, count: number): boolean {
+    return this.#transfer("writev", writev, pieces, count);
+  }
+
+  /** Fills all pieces. Returns false if told to stop or at the end of the stream. @throws {MigrationError} ERR_SYSTEM_CALL */
+  readAll(pieces: BigUint64Array, count: number): boolean {
+    return this.#transfer("readv", readv, pieces, count);
+  }
+
+  #transfer(name: string, call: (...args: unknown[]) => number, pieces: BigUint64Array, count: number): boolean {
+    let at = 0;
+    while (at < count) {
+      const done = call(this.#fd, at === 0 ? pieces : pieces.subarray(2 * at), Math.min(count - at, PIECES_MAX));
+      if (done === 0) return false;
+      if (done < 0) {
+        if (!this.#isRetry()) throw systemCallError(name);
+        if (!this.#mayGoOn()) return false;
+        continue;
+      }
+      let left = BigInt(done);
+      for (; at < count && left >= pieces[2 * at + 1]!; at++) left -= pieces[2 * at + 1]!;
+      if (left > 0n) {
+        pieces[2 * at]! += left;
+        pieces[2 * at + 1]! -= left;
+      }
+    }
+    return true;
+  }
+
+  /** Fills `buffer[from..to)`; false at the end of the stream or when told to stop. */
+  read(buffer: Buffer, from: number, to: number): boolean {
+    for (let at = from; at < to; ) {
+      const got = recv(this.#fd, buffer.subarray(at, to), to - at, 0);
+      if (got > 0) at += got;
+      else if (got === 0) return false;
+      else if (!this.#isRetry()) throw systemCallError("recv");
+      else if (!this.#mayGoOn()) return false;
+    }
+    return true;
+  }
+
+  /** For a few bytes, such as the answer to an Upgrade. */
+  write(bytes: Uint8Array): boolean {
+    for (let at = 0; at < bytes.byteLength; ) {
+      const sent = send(this.#fd, bytes.subarray(at), bytes.byteLength - at, MSG_NOSIGNAL);
+      if (sent > 0) at += sent;
+      else if (!this.#isRetry()) throw systemCallError("send");
+      else if (!this.#mayGoOn()) return false;
+    }
+    return true;
+  }
+
+  #isRetry(): boolean {
+    const number = errno();
+    return number === constants.errno.EAGAIN || number === constants.errno.EINTR;
+  }
+}
+
+/** The main thread's hold on a descriptor that a worker uses. */
+export class SocketHandle {
+  readonly fd: number;
+  #isOpen = true;
+
+  /** Takes a descriptor of its own to the same socket. @throws {MigrationError} ERR_SYSTEM_CALL */
+  constructor(ofFd: number) {
+    this.fd = dup(ofFd);
+    if (this.fd < 0) throw systemCallError("dup");
+  }
+
+  /** Another descriptor of the same socket, for a user that closes it by itself. */
+  duplicate(): number {
+    const fd = dup(this.fd);
+    if (fd < 0) throw systemCallError("dup");
+    return fd;
+  }
+
+  /** Frees a worker that is blocked in a call on this socket. */
+  shutdown(): void {
+    if (this.#isOpen) shutdown(this.fd, SHUT_RDWR);
+  }
+
+  /** Only after the worker said that it has ended. */
+  close(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    closeDescriptor(this.fd);
+  }
+}

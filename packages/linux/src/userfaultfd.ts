@@ -1,0 +1,49 @@
+import { declare, systemCallError } from "./library.js";
+
+const syscall = declare("long syscall(long number, long flags)");
+const ioctl = declare("int ioctl(int fd, unsigned long request, void *argument)");
+const closeDescriptor = declare("int close(int fd)");
+
+const SYS_USERFAULTFD = process.arch === "arm64" ? 282 : 323;
+const O_CLOEXEC = 0x80000;
+const O_NONBLOCK = 0x800;
+const UFFD_USER_MODE_ONLY = 1; // what an ordinary user may open; in async mode the kernel resolves its own faults all the same
+const UFFD_API = 0xaan;
+const UFFD_FEATURE_WP_ASYNC = 1n << 15n;
+const UFFDIO_API = 0xc018aa3f;
+const UFFDIO_REGISTER = 0xc020aa00;
+const UFFDIO_REGISTER_MODE_WP = 2n;
+
+/** A range of memory in this process. */
+export interface AddressRange {
+  readonly address: bigint;
+  readonly bytes: number;
+}
+
+/**
+ * Write protection that the kernel lifts by itself at the first write to a page (UFFD_FEATURE_WP_ASYNC, Linux 6.7):
+ * the page tables remember who wrote, and nobody has to answer faults. `close` lifts all of it.
+ */
+export class WriteProtection {
+  readonly #fd: number;
+
+  /** @throws {MigrationError} ERR_SYSTEM_CALL where the kernel refuses any part of it. */
+  constructor(ranges: readonly AddressRange[]) {
+    this.#fd = syscall(SYS_USERFAULTFD, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    if (this.#fd < 0) throw systemCallError("userfaultfd");
+    try {
+      if (ioctl(this.#fd, UFFDIO_API, new BigUint64Array([UFFD_API, UFFD_FEATURE_WP_ASYNC, 0n])) !== 0) throw systemCallError("UFFDIO_API");
+      for (const { address, bytes } of ranges) {
+        const argument = new BigUint64Array([address, BigInt(bytes), UFFDIO_REGISTER_MODE_WP, 0n]);
+        if (ioctl(this.#fd, UFFDIO_REGISTER, argument) !== 0) throw systemCallError("UFFDIO_REGISTER");
+      }
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  close(): void {
+    closeDescriptor(this.#fd);
+  }
+}

@@ -1,0 +1,91 @@
+/** What to do about each code. A code without a remedy cannot exist; docs/runbook.md has a row for each. */
+const REMEDY = {
+  // what the operator typed
+  ERR_PARAMETER: "Correct the value; --help lists every parameter with its unit and range.",
+  ERR_ADDRESS: "Give HOST:PORT; an IPv6 address stands in brackets, as in [::1]:4646.",
+  ERR_INSECURE_LISTEN: "Listen on a loopback address, or add --insecure to accept unauthenticated peers from the network.",
+  ERR_PORT_IN_USE: "Choose another --listen port, or stop the process that holds this one.",
+  ERR_NO_AGENT: "Start one with `precopy source` or `precopy target`, or give its --name or --socket.",
+  ERR_NAME_IN_USE: "Choose another --name, or stop the agent that has it.",
+  // reaching the peer
+  ERR_UNREACHABLE: "Check host, port and firewall, and that `precopy target` runs there.",
+  ERR_NOT_AN_AGENT: "Point it at the --listen port of a precopy agent.",
+  ERR_LINK_LOST: "See the peer's log; the guest runs on at the source, so migrate again when the link is back.",
+  ERR_PEER_DEAD: "Check the network and the peer's host; the guest runs on at the source, so migrate again when it answers.",
+  ERR_BAD_MESSAGE: "Report it with both logs: a peer of this release never sends such a message.",
+  // page packets
+  ERR_NOT_A_PACKET: "Run the same release on both hosts.",
+  ERR_PROTOCOL_VERSION: "Run the same release on both hosts.",
+  ERR_PAYLOAD_TOO_LARGE: "Report it with both logs: a peer of this release never sends such a packet.",
+  ERR_PACKET_CHECKSUM: "Check the network hardware between the hosts; the guest runs on at the source.",
+  ERR_PACKET_SEQUENCE: "Report it with both logs: packets of one channel never change their order.",
+  ERR_RUN_OUT_OF_RANGE: "Report it with both logs: a peer of this release never names such a page.",
+  ERR_BLOCK_CORRUPT: "Check the network hardware between the hosts; the guest runs on at the source.",
+  ERR_STALE_GENERATION: "Nothing to do: the channel belonged to an earlier attempt.",
+  // admission
+  ERR_PAGE_SIZE: "Move the guest between hosts with 4 KiB pages.",
+  ERR_ENDIANNESS: "Move the guest between hosts of the same byte order.",
+  ERR_CAPABILITY: "Run the same release on both hosts, or switch the named capability off.",
+  ERR_MEMORY: "Free memory on the target, or choose another one.",
+  ERR_MEMORY_LIMIT: "Raise --memory-limit at the target, or choose another one.",
+  ERR_WORKLOAD_UNKNOWN: "Start that agent with --workload NAME=FILE or --workload-dir DIR.",
+  ERR_WORKLOAD_DIFFERS: "Give both agents the very same file; its SHA-256 must be equal.",
+  ERR_DEVICE_UNAVAILABLE: "Start that agent with --switch HOST:PORT, so that the guest's network card has a back end.",
+  ERR_GUEST_PRESENT: "The guest is here already: look at `precopy status` on both hosts.",
+  ERR_AGENT_FULL: "An agent holds one guest: migrate that one away first, or start another agent.",
+  ERR_EPOCH: "This offer is older than one seen before: migrate from the agent that owns the guest now.",
+  ERR_SHUTTING_DOWN: "Start the agent again.",
+  // the guest and its dirty log
+  ERR_NO_GUEST: "Boot one with `precopy source --workload NAME`, or migrate one to this agent.",
+  ERR_WORKLOAD_FAILED: "Mend the workload: it must step, save and load without throwing.",
+  ERR_DIRTY_LOG_UNAVAILABLE: "Use --dirty-log auto, or a kernel with userfaultfd write protection and PAGEMAP_SCAN (Linux 6.7).",
+  ERR_UNTRACKED_WRITES: "Let the workload write through its memory accessor, or run it where --dirty-log mmu works.",
+  ERR_ALREADY_TRACKING: "Wait for the migration that uses the dirty log, or cancel it.",
+  ERR_NOT_TRACKING: "Report it with the log: collect() ran before start().",
+  ERR_SYSTEM_CALL: "See the named system call and error number.",
+  // the migration
+  ERR_BUSY: "Wait for the migration in progress, or cancel it with `precopy cancel`.",
+  ERR_NOT_CONVERGING: "Raise --downtime-limit or --max-bandwidth, lower the guest's dirty rate, or use --mode stop-and-copy.",
+  ERR_CANCELLED: "Nothing to do: the guest runs on at the source.",
+  ERR_CANCEL_TOO_LATE: "COMMIT is out: only the target's answer decides now. Look at `precopy status`.",
+  ERR_PREPARED_TIMEOUT: "The guest runs on at the source. Raise --downtime-limit or look at the target's load, then migrate again.",
+  ERR_DIGEST_MISMATCH: "The guest runs on at the source. Report it with both logs: the images differ.",
+  ERR_IN_DOUBT: "The source asks on by itself; look at `precopy status` at the target. Do not start the guest anywhere else.",
+  ERR_TAKEN_BACK: "The target refused for good and the guest runs on at the source; look at the target's log, then migrate again.",
+  ERR_VERIFICATION: "Do not trust the moved guest. Report it with both logs and the --report file.",
+  ERR_ILLEGAL_TRANSITION: "Report it with the log: this is a bug in the agent.",
+  ERR_INTERNAL: "Report it with the log: this is a bug in the agent.",
+} as const;
+
+/** Stable codes: never renamed, never reused. */
+export type ErrorCode = keyof typeof REMEDY;
+
+export const isErrorCode = (value: string): value is ErrorCode => Object.hasOwn(REMEDY, value);
+
+/** Every code, for documentation and its test. */
+export const errorCodes = (): readonly ErrorCode[] => Object.keys(REMEDY).filter(isErrorCode);
+
+/** A failure a person has to deal with: a stable code, what happened with its numbers, the cause, and what to do about it. */
+export class MigrationError extends Error {
+  override readonly name = "MigrationError";
+  readonly code: ErrorCode;
+  readonly remedy: string;
+  /** @param options pass the original as `cause`; its text is never pasted into `message`. */
+  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+    this.remedy = REMEDY[code];
+  }
+
+  /** `thrown` itself if it is one of ours, else wrapped as ERR_INTERNAL, so that whoever reports always has code and remedy. */
+  static from(thrown: unknown): MigrationError {
+    if (thrown instanceof MigrationError) return thrown;
+    const message = thrown instanceof Error ? thrown.message : String(thrown);
+    return new MigrationError("ERR_INTERNAL", message, { cause: thrown });
+  }
+}
+
+/** For the default branch of a switch over a union: a case that was forgotten does not compile. */
+export function assertNever(value: never): never {
+  throw new MigrationError("ERR_INTERNAL", `Unreachable case: ${JSON.stringify(value)}`);
+}

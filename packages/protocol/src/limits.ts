@@ -1,0 +1,58 @@
+/** Every bound and every timeout of the product, named once. Bounds on what a peer sends are checked before anything is allocated. */
+
+export const PAGE_BYTES = 4096;
+/** A wasm32 memory, and a typed array on Node 20, end at 4 GiB; a guest is several segments of at most this. */
+export const SEGMENT_BYTES = 2 ** 32;
+/** Page indices are u32; 16 TiB of 4 KiB pages. */
+export const MEMORY_BYTES_MAX = 2 ** 32 * PAGE_BYTES;
+/** Smallest guest: room for device rings and one region a vCPU. */
+export const MEMORY_BYTES_MIN = 2 ** 20;
+
+export const VCPUS_MAX = 64;
+export const CHANNELS_MAX = 16;
+
+/** Pages map to channels in stripes of 2 MiB: a whole number of bitmap words and of huge pages. */
+export const STRIPE_PAGES = 512;
+
+/** `writev` takes at most 1,024 pieces; header and run table are one of them. */
+export const PACKET_DATA_RUNS_MAX = 1000;
+export const PACKET_ZERO_RUNS_MAX = 4000;
+/** Raw bytes one packet may carry: one stripe. */
+export const PACKET_PAGES_MAX = 512;
+/** Encoded payload: every block may stay raw and brings its length. */
+export const PACKET_PAYLOAD_BYTES_MAX = PACKET_PAGES_MAX * PAGE_BYTES + PACKET_PAGES_MAX * 4;
+/** Pages that are compressed together. */
+export const BLOCK_PAGES = 16;
+
+export const CONTROL_MESSAGE_BYTES_MAX = 2 ** 20;
+export const OBSERVERS_MAX = 16;
+/** Bytes an observer of events may lag behind before it is dropped. */
+export const OBSERVER_BACKLOG_BYTES_MAX = 2 ** 20;
+/** Connections that have not said yet what they are. */
+export const PENDING_CONNECTIONS_MAX = 64;
+export const HTTP_HEADER_BYTES_MAX = 8192;
+
+export const CONNECT_TIMEOUT_MS = 5000;
+export const HANDSHAKE_TIMEOUT_MS = 5000;
+/** Admission may have to start workers and open devices. */
+export const ADMISSION_TIMEOUT_MS = 10_000;
+export const HEARTBEAT_MS = 1000;
+export const PEER_DEAD_MS = 5000;
+/** After COMMIT: how long until the missing answer is called in doubt, and how often the source asks again. */
+export const ACTIVE_TIMEOUT_MS = 1000;
+export const ASK_AGAIN_MS = 1000;
+/** How long the report waits for what the target's guest noticed of the pause. */
+export const ARRIVAL_REPORT_TIMEOUT_MS = 2000;
+/** Blocking socket calls return this often to read their stop word. */
+export const SOCKET_POLL_MS = 200;
+/** A vCPU that does not reach the end of its step within this is reported, and the pause given up. */
+export const PAUSE_TIMEOUT_MS = 1000;
+/** After everything was released: how long `process.exit` is left to the event loop before the watchdog ends the process. */
+export const EXIT_WATCHDOG_MS = 3000;
+
+/** PREPARED must arrive within this of the pause, else the source aborts and the guest runs on there. */
+export const preparedTimeoutMs = (downtimeLimitMs: number): number => Math.max(2 * downtimeLimitMs, 1000);
+
+/** Acknowledged bytes below both of these teach only the fixed part of a round, not the bandwidth. */
+export const BANDWIDTH_WINDOW_BYTES = 16 * 2 ** 20;
+export const BANDWIDTH_WINDOW_MS = 20;

@@ -1,0 +1,65 @@
+import { compressSync, uncompressSync } from "lz4-napi";
+import { MigrationError } from "./errors.js";
+import { BLOCK_PAGES, PAGE_BYTES } from "./limits.js";
+
+/**
+ * LZ4 payload: blocks of up to BLOCK_PAGES pages, each `length u32` and then `length` bytes. A length equal to the pages' own size
+ * marks a block that compression did not shorten and that stands there as it is.
+ * lz4-napi puts the raw size in front of a block as u32; on the wire the block's length takes that very place, so nothing is copied.
+ */
+const LENGTH_BYTES = 4;
+
+/**
+ * Encodes one block. @param pages a private copy, BLOCK_PAGES pages at most: a page that changes under the compressor gives a block
+ * that cannot be decoded. @returns bytes for the wire, new memory.
+ */
+export function encodeBlock(pages: Uint8Array): Uint8Array {
+  // lz4-napi's declaration says Buffer; it takes any Uint8Array, and a view makes one without a copy.
+  const packed = compressSync(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
+  if (packed.byteLength - LENGTH_BYTES < pages.byteLength) {
+    packed.writeUInt32LE(packed.byteLength - LENGTH_BYTES, 0);
+    return packed;
+  }
+  const stored = Buffer.allocUnsafe(LENGTH_BYTES + pages.byteLength);
+  stored.writeUInt32LE(pages.byteLength, 0);
+  stored.set(pages, LENGTH_BYTES);
+  return stored;
+}
+
+/** Decodes the blocks of one payload in order. The peer is hostile: no length is believed before it was compared with what must be there. */
+export class BlockReader {
+  readonly #payload: Buffer;
+  #at = 0;
+  #pagesLeft: number;
+
+  /** @param payload this packet's, ours alone: its length fields are overwritten. */
+  constructor(payload: Buffer, pages: number) {
+    this.#payload = payload;
+    this.#pagesLeft = pages;
+  }
+
+  /** Pages of the next block, end to end, or undefined after the last. @throws {MigrationError} ERR_BLOCK_CORRUPT */
+  next(): Uint8Array | undefined {
+    if (this.#pagesLeft === 0) {
+      if (this.#at !== this.#payload.byteLength) throw new MigrationError("ERR_BLOCK_CORRUPT", "Bytes after the last block");
+      return undefined;
+    }
+    const rawBytes = Math.min(this.#pagesLeft, BLOCK_PAGES) * PAGE_BYTES;
+    const start = this.#at + LENGTH_BYTES;
+    const length = start <= this.#payload.byteLength ? this.#payload.readUInt32LE(this.#at) : 0;
+    if (length === 0 || length > rawBytes || start + length > this.#payload.byteLength)
+      throw new MigrationError("ERR_BLOCK_CORRUPT", `Block of ${length} B at ${this.#at} of ${this.#payload.byteLength} B`);
+    this.#pagesLeft -= rawBytes / PAGE_BYTES;
+    this.#at = start + length;
+    if (length === rawBytes) return this.#payload.subarray(start, start + length);
+    this.#payload.writeUInt32LE(rawBytes, start - LENGTH_BYTES); // the size lz4-napi expects there: ours, never the peer's
+    let pages: Buffer;
+    try {
+      pages = uncompressSync(this.#payload.subarray(start - LENGTH_BYTES, start + length));
+    } catch (cause) {
+      throw new MigrationError("ERR_BLOCK_CORRUPT", `Block of ${length} B does not decode`, { cause });
+    }
+    if (pages.byteLength !== rawBytes) throw new MigrationError("ERR_BLOCK_CORRUPT", `Block decodes to ${pages.byteLength} B, not ${rawBytes}`);
+    return pages;
+  }
+}

@@ -1,0 +1,54 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { CHANNELS_MAX } from "./limits.js";
+import { DEFAULT_PARAMETERS, fillParameters, reportParameters } from "./parameters.js";
+import type { MigrationParameters } from "./parameters.js";
+
+describe("fillParameters", () => {
+  it("gives the documented defaults for what is not said, and what was said for the rest", () => {
+    assert.deepEqual(fillParameters({}), DEFAULT_PARAMETERS);
+    assert.deepEqual(fillParameters({ multifdChannels: 4 }), { ...DEFAULT_PARAMETERS, multifdChannels: 4 });
+    assert.equal(DEFAULT_PARAMETERS.downtimeLimitMs, 300, "QEMU's default");
+    assert.equal(DEFAULT_PARAMETERS.multifdChannels, 2, "QEMU's default");
+  });
+
+  it("takes both ends of each range", () => {
+    const ends: Partial<MigrationParameters>[] = [
+      { downtimeLimitMs: 0 },
+      { downtimeLimitMs: 2_000_000 },
+      { maxBandwidthBytesPerSecond: 0 },
+      { maxBandwidthBytesPerSecond: Number.MAX_SAFE_INTEGER },
+      { multifdChannels: 1 },
+      { multifdChannels: CHANNELS_MAX },
+      { multifdCompression: "lz4" },
+      { mode: "stop-and-copy" },
+      { pump: "direct" },
+      { pump: "portable" },
+    ];
+    for (const given of ends) assert.deepEqual(fillParameters(given), { ...DEFAULT_PARAMETERS, ...given });
+  });
+
+  it("refuses the first value past each end, and repairs none; the message names the option as typed", () => {
+    const numbers = { downtimeLimitMs: "downtime-limit", maxBandwidthBytesPerSecond: "max-bandwidth", multifdChannels: "multifd-channels" } as const;
+    const bad: [Partial<MigrationParameters>, string][] = [
+      [{ downtimeLimitMs: 2_000_001 }, "downtime-limit"],
+      [{ multifdChannels: 0 }, "multifd-channels"],
+      [{ multifdChannels: CHANNELS_MAX + 1 }, "multifd-channels"],
+      [{ maxBandwidthBytesPerSecond: 2 ** 53 }, "max-bandwidth"],
+      // A command line delivers any string; the casts stand for that.
+      [{ mode: "postcopy" as "precopy" }, "mode"],
+      [{ multifdCompression: "zstd" as "lz4" }, "multifd-compression"],
+      [{ pump: "rdma" as "auto" }, "pump"],
+    ];
+    for (const [key, option] of Object.entries(numbers))
+      for (const value of [-1, 0.5, Number.NaN, Number.POSITIVE_INFINITY]) bad.push([{ [key]: value }, option]);
+    for (const [given, option] of bad)
+      assert.throws(() => fillParameters(given), { code: "ERR_PARAMETER", message: new RegExp(`^${option} is `) }, JSON.stringify(given));
+  });
+});
+
+it("reportParameters names every parameter exactly once", () => {
+  const report = reportParameters(DEFAULT_PARAMETERS);
+  assert.equal(Object.keys(report).length, Object.keys(DEFAULT_PARAMETERS).length);
+  assert.deepEqual(Object.values(report), Object.values(DEFAULT_PARAMETERS));
+});

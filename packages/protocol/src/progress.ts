@@ -1,0 +1,96 @@
+import type { ErrorCode } from "./errors.js";
+import type { MigrationParameters } from "./parameters.js";
+import type { SourcePhase } from "./source-state.js";
+
+/** One finished round. Times in ms, sizes in bytes. */
+export interface RoundProgress {
+  readonly round: number;
+  /** Since the command was accepted. */
+  readonly startMs: number;
+  readonly durationMs: number;
+  readonly collectMs: number;
+  /** Pages the dirty log gave for this round. */
+  readonly dirtyPages: number;
+  readonly normalPages: number;
+  readonly zeroPages: number;
+  /** On the page channels, headers included. */
+  readonly bytes: number;
+  /** Acknowledged; undefined while every round was too short to tell. */
+  readonly bandwidthBytesPerSecond: number | undefined;
+  /** Over the time between the two collections; undefined in the first round, which sends everything. */
+  readonly dirtyPagesPerSecond: number | undefined;
+  readonly expectedDowntimeMs: number | undefined;
+  /** What the policy decided after this round, and why. */
+  readonly decision: string;
+}
+
+/** Parts of the pause in ms, in order; they add up to the source's downtime. */
+export interface DowntimeBreakdown {
+  readonly pause: number; // asked to acknowledged by every vCPU, devices quiet, state saved
+  readonly collect: number; // last dirty pages
+  readonly transfer: number; // last pages sent, with state
+  readonly prepare: number; // sent to PREPARED: arrival, verification, digest
+  readonly commit: number; // COMMIT to ACTIVE: journal, round trip, resume
+}
+
+export interface AuditResult {
+  readonly pages: number;
+  readonly mismatched: number;
+  readonly ms: number;
+}
+
+/** What log, terminal, event stream and bench read. Nothing else leaves a migration while it runs. */
+export type ProgressEvent =
+  | { readonly type: "started"; readonly guest: string; readonly to: string; readonly epoch: number; readonly parameters: MigrationParameters; readonly dirtyLog: string; readonly pump: string }
+  | { readonly type: "phase"; readonly phase: SourcePhase; readonly atMs: number }
+  | ({ readonly type: "round" } & RoundProgress)
+  | { readonly type: "switchover"; readonly breakdown: DowntimeBreakdown; readonly downtimeMs: number }
+  | { readonly type: "failed"; readonly phase: SourcePhase; readonly code: ErrorCode; readonly message: string; readonly remedy: string }
+  | { readonly type: "done"; readonly report: MigrationReport };
+
+/** `query-migrate` in QEMU's shape, spelling and units: ms, bytes, Mbit/s. */
+export interface QueryMigrate {
+  readonly status: string;
+  readonly "total-time"?: number;
+  readonly downtime?: number;
+  readonly "expected-downtime"?: number;
+  readonly "setup-time"?: number;
+  readonly "error-desc"?: string;
+  readonly ram?: {
+    readonly transferred: number;
+    readonly remaining: number;
+    readonly total: number;
+    readonly duplicate: number;
+    readonly normal: number;
+    readonly "normal-bytes": number;
+    readonly "dirty-pages-rate": number;
+    readonly mbps: number;
+    readonly "dirty-sync-count": number;
+    readonly "page-size": number;
+    readonly "multifd-bytes": number;
+    readonly "precopy-bytes": number;
+    readonly "downtime-bytes": number;
+    readonly "pages-per-second": number;
+  };
+}
+
+/** What is kept of a migration (`--report FILE`). Keys are spelled as QEMU spells its own. */
+export interface MigrationReport {
+  readonly guest: string;
+  readonly from: string;
+  readonly to: string;
+  readonly "owner-epoch": number;
+  readonly "query-migrate": QueryMigrate;
+  readonly iterations: readonly Record<string, unknown>[];
+  readonly "downtime-breakdown": DowntimeBreakdown | null;
+  readonly clocks: { readonly "source-ms": number | null; readonly "guest-ms": number | null; readonly "client-ms": number | null };
+  /** True only if both digests matched in the commit and the audit found nothing; null if either was off. */
+  readonly "digest-equal": boolean | null;
+  readonly audit: AuditResult | null;
+  readonly verdict: string;
+  readonly parameters: Record<string, unknown>;
+  readonly error: { readonly code: string; readonly message: string; readonly remedy: string } | null;
+}
+
+/** QEMU's status word for a phase; `in-doubt` and `taken-back` have none there and keep ours. */
+export const qemuStatus = (phase: SourcePhase | "none"): string => (phase === "committing" ? "device" : phase);

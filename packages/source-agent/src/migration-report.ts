@@ -1,0 +1,101 @@
+import type { SwitchResult } from "@precopy/engine";
+import { MigrationError, PAGE_BYTES, formatAddress, qemuStatus, reportParameters } from "@precopy/protocol";
+import type { Address, MigrationReport, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import type { OutgoingMigration } from "./outgoing-migration.js";
+
+const round2 = (value: number): number => Math.round(value * 100) / 100;
+const sum = (rounds: readonly RoundProgress[], of: (round: RoundProgress) => number): number => rounds.reduce((all, round) => all + of(round), 0);
+
+/** `query-migrate` as QEMU answers it: while it runs, and at the end with `result`. Absent keys are absent there, too. */
+export function queryMigrate(migration: OutgoingMigration, result: SwitchResult | undefined, error: MigrationError | undefined): QueryMigrate {
+  const { rounds, guest, phase } = migration;
+  const last = rounds.at(-1);
+  const transferred = sum(rounds, ({ bytes }) => bytes);
+  const normal = sum(rounds, ({ normalPages }) => normalPages);
+  const elapsedMs = result?.totalMs ?? performance.now() - migration.acceptedAtMs;
+  const expected = last?.expectedDowntimeMs;
+  const downtimeBytes = result?.downtimeBytes ?? 0;
+  return {
+    status: qemuStatus(phase),
+    "total-time": round2(elapsedMs),
+    ...(result === undefined ? {} : { downtime: round2(result.downtimeMs), "setup-time": round2(result.setupMs) }),
+    ...(result === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
+    ...(error === undefined ? {} : { "error-desc": error.message }),
+    ram: {
+      transferred,
+      remaining: 0,
+      total: guest.manifest.memoryBytes,
+      duplicate: sum(rounds, ({ zeroPages }) => zeroPages),
+      normal,
+      "normal-bytes": normal * PAGE_BYTES,
+      "dirty-pages-rate": Math.round(rounds.findLast(({ dirtyPagesPerSecond }) => dirtyPagesPerSecond !== undefined)?.dirtyPagesPerSecond ?? 0),
+      mbps: round2((transferred * 8) / Math.max(elapsedMs, 0.001) / 1000),
+      "dirty-sync-count": rounds.length,
+      "page-size": PAGE_BYTES,
+      "multifd-bytes": transferred,
+      "precopy-bytes": transferred - downtimeBytes,
+      "downtime-bytes": downtimeBytes,
+      "pages-per-second": Math.round((normal / Math.max(elapsedMs, 0.001)) * 1000),
+    },
+  };
+}
+
+const iteration = (round: RoundProgress): Record<string, unknown> => ({
+  round: round.round,
+  "start-ms": round2(round.startMs),
+  "duration-ms": round2(round.durationMs),
+  "collect-ms": round2(round.collectMs),
+  "dirty-pages": round.dirtyPages,
+  "normal-pages": round.normalPages,
+  "zero-pages": round.zeroPages,
+  bytes: round.bytes,
+  "bandwidth-bytes-per-second": round.bandwidthBytesPerSecond === undefined ? null : Math.round(round.bandwidthBytesPerSecond),
+  "dirty-pages-per-second": round.dirtyPagesPerSecond === undefined ? null : Math.round(round.dirtyPagesPerSecond),
+  "expected-downtime-ms": round.expectedDowntimeMs === undefined ? null : round2(round.expectedDowntimeMs),
+  decision: round.decision,
+});
+
+/** What is kept of a migration, however it ended. */
+export function migrationReport(from: Address, migration: OutgoingMigration, result: SwitchResult | undefined, error: MigrationError | undefined): MigrationReport {
+  const { parameters, audit } = migration;
+  const isProven = parameters.isDigestOn && parameters.isAuditOn && result !== undefined;
+  const breakdown = result?.breakdown;
+  return {
+    guest: migration.guest.manifest.id,
+    from: formatAddress(from),
+    to: formatAddress(migration.to),
+    "owner-epoch": result === undefined ? migration.guest.epoch : migration.epoch,
+    "query-migrate": queryMigrate(migration, result, error),
+    iterations: migration.rounds.map(iteration),
+    "downtime-breakdown":
+      breakdown === undefined
+        ? null
+        : {
+            pause: round2(breakdown.pause),
+            collect: round2(breakdown.collect),
+            transfer: round2(breakdown.transfer),
+            prepare: round2(breakdown.prepare),
+            commit: round2(breakdown.commit),
+          },
+    clocks: {
+      "source-ms": result === undefined ? null : round2(result.downtimeMs),
+      "guest-ms": migration.guestGapMs === null ? null : round2(migration.guestGapMs),
+      "client-ms": null,
+    },
+    "digest-equal": isProven ? audit !== null && audit.mismatched === 0 : null,
+    audit: audit === null ? null : { ...audit, ms: round2(audit.ms) },
+    verdict: verdict(migration, result, error),
+    parameters: { ...reportParameters(parameters), "dirty-log": migration.guest.dirtyLog },
+    error: error === undefined ? null : { code: error.code, message: error.message, remedy: error.remedy },
+  };
+}
+
+function verdict({ rounds, audit, parameters }: OutgoingMigration, result: SwitchResult | undefined, error: MigrationError | undefined): string {
+  if (error !== undefined) return `${error.code}: ${error.message}`;
+  if (result === undefined) return "in progress";
+  if (audit !== null && audit.mismatched > 0) return `the dirty log lost ${audit.mismatched} of ${audit.pages} pages: do not trust the moved guest`;
+  const parts = Object.entries(result.breakdown).sort(([, one], [, other]) => other - one);
+  const largest = parts[0] === undefined ? "" : `, most of it ${parts[0][0]} (${parts[0][1].toFixed(1)} ms)`;
+  const pause = `paused ${result.downtimeMs.toFixed(1)} ms${largest}`;
+  return parameters.mode === "precopy" ? `converged in ${rounds.length} rounds; ${pause}` : `stopped and copied; ${pause}`;
+}

@@ -1,0 +1,112 @@
+import { Socket } from "node:net";
+import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
+import type { HashTable, SharedMemory } from "@precopy/guest";
+import { MigrationError } from "@precopy/protocol";
+import type { ErrorCode } from "@precopy/protocol";
+import { PagePacker } from "./page-packer.js";
+import type { RoundSent } from "./page-packer.js";
+import { ChannelStopped, PageStore } from "./page-store.js";
+import { DirectSendPump, receiveDirect } from "./pump-direct.js";
+import { PortableSendPump, receivePortable } from "./pump-portable.js";
+import type { PumpKind, SendPump } from "./pump.js";
+
+/** What both ends of a channel know. */
+export interface ChannelSetup {
+  readonly channel: number;
+  readonly channels: number;
+  readonly pump: PumpKind;
+  /** Undefined where the socket itself is handed over, on the main thread. */
+  readonly fd: number | undefined;
+  readonly memory: SharedMemory;
+  /** Undefined with the digest off. */
+  readonly hashes: HashTable | undefined;
+  /** One word: other than zero tells a blocked thread to stop. */
+  readonly stop: Int32Array;
+}
+export type ToChannel =
+  | ({ readonly type: "send"; readonly compression: "none" | "lz4" } & ChannelSetup)
+  | ({ readonly type: "receive"; readonly answer: Uint8Array; readonly populated: Uint32Array } & ChannelSetup)
+  | { readonly type: "round"; readonly round: number; readonly words: Uint32Array; readonly pacing: number }
+  | { readonly type: "end" };
+export type FromChannel =
+  | { readonly type: "ready"; readonly congestionControl: string | undefined }
+  | ({ readonly type: "sent"; readonly round: number } & RoundSent)
+  /** packets: received since the channel began, this FLUSH included. */
+  | { readonly type: "flushed"; readonly round: number; readonly packets: number; readonly digest: bigint | undefined }
+  /** The last message: nothing here touches guest memory or the socket any more. */
+  | { readonly type: "ended"; readonly code: ErrorCode | undefined; readonly message: string };
+
+/** One end of a page channel, on whichever thread it lives. Takes messages, and answers through `reply`. */
+export class ChannelEnd {
+  readonly #reply: (message: FromChannel) => void;
+  readonly #socket: Socket | undefined;
+  #sender: { readonly packer: PagePacker; readonly pump: SendPump; readonly pages: number } | undefined;
+  #busy: Promise<void> = Promise.resolve();
+  #isEnded = false;
+
+  /** @param socket given only on the main thread, where no descriptor can be taken over. */
+  constructor(reply: (message: FromChannel) => void, socket: Socket | undefined) {
+    this.#reply = reply;
+    this.#socket = socket;
+  }
+
+  /** Messages are served in order. */
+  handle(message: ToChannel): void {
+    this.#busy = this.#busy.then(() => this.#serve(message)).catch((error: unknown) => this.#end(error));
+  }
+
+  async #serve(message: ToChannel): Promise<void> {
+    if (this.#isEnded) return;
+    if (message.type === "send") this.#startSending(message);
+    else if (message.type === "receive") await this.#receive(message);
+    else if (message.type === "end") this.#end(undefined);
+    else if (this.#sender !== undefined) {
+      const { packer, pump, pages } = this.#sender;
+      pump.setPacing(message.pacing);
+      this.#reply({ type: "sent", round: message.round, ...(await packer.sendRound(message.round, new Bitmap(pages, message.words))) });
+    }
+  }
+
+  #startSending(setup: ToChannel & { type: "send" }): void {
+    const memory = new GuestMemory(setup.memory);
+    const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
+    const pump =
+      setup.pump === "direct" && setup.fd !== undefined
+        ? new DirectSendPump(setup.fd, memory, mayGoOn)
+        : new PortableSendPump(this.#socketOf(setup), memory);
+    const { channel, channels, compression, hashes } = setup;
+    const source = { memory, hashes: hashes === undefined ? undefined : new PageHashes(memory, hashes), channel, channels, compression };
+    this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
+    this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
+  }
+
+  async #receive(setup: ToChannel & { type: "receive" }): Promise<void> {
+    const memory = new GuestMemory(setup.memory);
+    const hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
+    const { channel, channels } = setup;
+    const store = new PageStore({ memory, hashes, channel, channels, populated: new Bitmap(memory.pages, setup.populated) });
+    const onFlush = ({ round, sequence }: { round: number; sequence: number }): void =>
+      this.#reply({ type: "flushed", round, packets: sequence + 1, digest: hashes?.digest() });
+    if (setup.pump === "direct" && setup.fd !== undefined)
+      receiveDirect(setup.fd, setup.answer, store, () => Atomics.load(setup.stop, 0) === 0, onFlush);
+    else await receivePortable(this.#socketOf(setup), setup.answer, store, onFlush);
+    this.#end(undefined);
+  }
+
+  /** A socket of this thread's own over the descriptor, which it closes with itself. */
+  #socketOf({ fd }: ChannelSetup): Socket {
+    if (this.#socket !== undefined) return this.#socket;
+    if (fd === undefined) throw new MigrationError("ERR_INTERNAL", "A channel without a socket");
+    return new Socket({ fd, readable: true, writable: true });
+  }
+
+  #end(error: unknown): void {
+    if (this.#isEnded) return;
+    this.#isEnded = true;
+    this.#sender?.pump.close();
+    this.#sender = undefined;
+    const failure = error === undefined || error instanceof ChannelStopped ? undefined : MigrationError.from(error);
+    const cause = failure?.cause instanceof Error ? ` (${failure.cause.message})` : "";
+    this.#reply({ type: "ended", code: failure?.code, message: failure === undefined ? "" : `${failure.message}${cause}` });
+  }
+}

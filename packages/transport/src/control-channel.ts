@@ -1,0 +1,162 @@
+import { once } from "node:events";
+import WebSocket from "ws";
+import {
+  CONNECT_TIMEOUT_MS,
+  CONTROL_MESSAGE_BYTES_MAX,
+  HEARTBEAT_MS,
+  MigrationError,
+  PEER_DEAD_MS,
+  decodeControl,
+  encodeControl,
+  formatAddress,
+  isErrorCode,
+} from "@precopy/protocol";
+import type { Address, ControlMessage, ControlType, Message } from "@precopy/protocol";
+
+export const CONTROL_PATH = "/v1/control";
+
+interface Waiter {
+  readonly types: readonly ControlType[];
+  readonly resolve: (message: ControlMessage) => void;
+  readonly reject: (error: MigrationError) => void;
+}
+
+/**
+ * Ordered control messages between two agents, with a heartbeat: a peer that is silent for PEER_DEAD_MS is dead, whatever its socket
+ * says. Closes itself on the first message that is not one.
+ */
+export class ControlChannel {
+  readonly #socket: WebSocket;
+  readonly #waiters = new Set<Waiter>();
+  readonly #heartbeat: NodeJS.Timeout;
+  readonly #pings = new Map<number, number>();
+  #heardAt = performance.now();
+  #ping = 0;
+  #closed: MigrationError | undefined;
+  /** Shortest round trip seen, ms; undefined before the first. */
+  rttMs: number | undefined;
+  /** Every message that nobody expects. */
+  onMessage: (message: ControlMessage) => void = () => {};
+  onClose: (reason: MigrationError) => void = () => {};
+
+  constructor(socket: WebSocket) {
+    this.#socket = socket;
+    socket.on("message", (data: Buffer) => this.#receive(data));
+    socket.on("error", (cause) => this.close(new MigrationError("ERR_LINK_LOST", "The control channel broke", { cause })));
+    socket.on("close", () => this.close(new MigrationError("ERR_LINK_LOST", "The peer closed the control channel")));
+    this.#heartbeat = setInterval(() => this.#beat(), HEARTBEAT_MS);
+    this.#beat();
+  }
+
+  /** @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT */
+  static async connect(to: Address, signal?: AbortSignal): Promise<ControlChannel> {
+    const socket = new WebSocket(`ws://${formatAddress(to)}${CONTROL_PATH}`, {
+      perMessageDeflate: false,
+      maxPayload: CONTROL_MESSAGE_BYTES_MAX,
+      handshakeTimeout: CONNECT_TIMEOUT_MS,
+    });
+    const abort = (): void => socket.terminate();
+    signal?.addEventListener("abort", abort, { once: true });
+    try {
+      await once(socket, "open");
+      return new ControlChannel(socket);
+    } catch (cause) {
+      socket.on("error", () => {}); // terminate() reports once more that it was not open
+      socket.terminate();
+      const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
+      const isHttp = cause instanceof Error && /Unexpected server response|Parse Error|Invalid/i.test(`${cause.message} ${code}`);
+      if (isHttp || code.startsWith("HPE_")) throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} does not speak our protocol`, { cause });
+      throw new MigrationError("ERR_UNREACHABLE", `Cannot reach ${formatAddress(to)}`, { cause });
+    } finally {
+      signal?.removeEventListener("abort", abort);
+    }
+  }
+
+  /** Why it is closed, or undefined while it is open. */
+  get closed(): MigrationError | undefined {
+    return this.#closed;
+  }
+
+  /** Dropped silently if the channel is closed: `onClose` has told why. */
+  send(message: ControlMessage): void {
+    const bytes = encodeControl(message);
+    if (this.#closed === undefined) this.#socket.send(bytes);
+  }
+
+  /**
+   * The next message of one of these types. `refused`, `failed` and `abort` from the peer reject with the peer's code unless they are
+   * among the types. @throws {MigrationError} the peer's code, `timeoutError`, or why the channel closed.
+   */
+  expect<T extends ControlType>(types: readonly T[], timeoutMs: number, timeoutError: () => MigrationError): Promise<Message<T>> {
+    if (this.#closed !== undefined) return Promise.reject(this.#closed);
+    return new Promise((resolve, reject) => {
+      const settle = (): void => {
+        clearTimeout(timer);
+        this.#waiters.delete(waiter);
+      };
+      const waiter: Waiter = {
+        types,
+        resolve: (message) => {
+          settle();
+          resolve(message as Message<T>); // #receive hands over only these types
+        },
+        reject: (error) => {
+          settle();
+          reject(error);
+        },
+      };
+      const timer = setTimeout(() => waiter.reject(timeoutError()), timeoutMs);
+      this.#waiters.add(waiter);
+    });
+  }
+
+  close(reason: MigrationError): void {
+    if (this.#closed !== undefined) return;
+    this.#closed = reason;
+    clearInterval(this.#heartbeat);
+    // A peer that went silent would never finish the closing handshake.
+    if (reason.code === "ERR_PEER_DEAD") this.#socket.terminate();
+    else this.#socket.close();
+    const kill = setTimeout(() => this.#socket.terminate(), HEARTBEAT_MS);
+    this.#socket.once("close", () => clearTimeout(kill));
+    for (const waiter of [...this.#waiters]) waiter.reject(reason);
+    this.onClose(reason);
+  }
+
+  #beat(): void {
+    if (performance.now() - this.#heardAt > PEER_DEAD_MS)
+      return this.close(new MigrationError("ERR_PEER_DEAD", `Nothing heard from the peer for ${PEER_DEAD_MS / 1000} s`));
+    if (this.#pings.size > PEER_DEAD_MS / HEARTBEAT_MS) this.#pings.clear();
+    this.#pings.set(++this.#ping, performance.now());
+    this.send({ type: "ping", id: this.#ping });
+  }
+
+  #receive(data: Buffer): void {
+    this.#heardAt = performance.now();
+    let message: ControlMessage;
+    try {
+      message = decodeControl(data);
+    } catch (error) {
+      return this.close(MigrationError.from(error));
+    }
+    if (message.type === "ping") return this.send({ type: "pong", id: message.id });
+    if (message.type === "pong") {
+      const sentAt = this.#pings.get(message.id);
+      this.#pings.delete(message.id);
+      if (sentAt !== undefined) this.rttMs = Math.min(this.rttMs ?? Number.POSITIVE_INFINITY, this.#heardAt - sentAt);
+      return;
+    }
+    const { type } = message;
+    const waiter = [...this.#waiters].find(({ types }) => types.includes(type));
+    if (waiter !== undefined) return waiter.resolve(message);
+    if (type === "refused" || type === "failed" || type === "abort") {
+      const error = peerError(message);
+      for (const one of [...this.#waiters]) one.reject(error);
+    }
+    this.onMessage(message);
+  }
+}
+
+/** The peer's reason as our error: its code if we know it, with our remedy for it. */
+export const peerError = ({ code, message }: { readonly code: string; readonly message: string }): MigrationError =>
+  new MigrationError(isErrorCode(code) ? code : "ERR_INTERNAL", isErrorCode(code) ? message : `${code}: ${message}`);

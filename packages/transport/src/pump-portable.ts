@@ -1,0 +1,106 @@
+import type { Socket } from "node:net";
+import type { GuestMemory } from "@precopy/guest";
+import { HEADER_BYTES, MigrationError, PAGE_BYTES, PacketDecoder, PacketKind, RUN_BYTES } from "@precopy/protocol";
+import type { PacketHeader } from "@precopy/protocol";
+import { ChannelStopped } from "./page-store.js";
+import type { PageStore } from "./page-store.js";
+import type { SendPump } from "./pump.js";
+import { TokenBucket } from "./token-bucket.js";
+
+/** Copies pages out of guest memory and hands them to Node's socket. */
+export class PortableSendPump implements SendPump {
+  readonly #socket: Socket;
+  readonly #memory: GuestMemory;
+  readonly #bucket = new TokenBucket();
+  #failure: MigrationError | undefined;
+
+  constructor(socket: Socket, memory: GuestMemory) {
+    this.#socket = socket;
+    this.#memory = memory;
+    socket.setNoDelay(true);
+    socket.on("error", (cause) => {
+      this.#failure ??= new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
+    });
+    socket.on("close", () => {
+      this.#failure ??= new ChannelStopped();
+    });
+  }
+
+  sendPages(head: Buffer, dataRuns: number): Promise<void> | undefined {
+    let bytes = head.byteLength;
+    for (let run = 0, at = HEADER_BYTES; run < dataRuns; run++, at += RUN_BYTES) bytes += head.readUInt32LE(at + 4) * PAGE_BYTES;
+    const packet = Buffer.allocUnsafe(bytes);
+    packet.set(head);
+    for (let run = 0, at = HEADER_BYTES, to = head.byteLength; run < dataRuns; run++, at += RUN_BYTES) {
+      const pages = this.#memory.view(head.readUInt32LE(at), head.readUInt32LE(at + 4));
+      packet.set(pages, to);
+      to += pages.byteLength;
+    }
+    return this.#write(packet);
+  }
+
+  sendBytes(head: Buffer, payload: Buffer | undefined): Promise<void> | undefined {
+    return this.#write(payload === undefined ? Buffer.from(head) : Buffer.concat([head, payload])); // head is reused by the caller
+  }
+
+  #write(bytes: Buffer): Promise<void> | undefined {
+    if (this.#failure !== undefined) throw this.#failure;
+    const isTaken = this.#socket.write(bytes);
+    const waitMs = this.#bucket.take(bytes.byteLength);
+    return isTaken && waitMs === 0 ? undefined : this.#wait(isTaken, waitMs);
+  }
+
+  async #wait(isTaken: boolean, waitMs: number): Promise<void> {
+    if (!isTaken)
+      await new Promise<void>((resolve) => {
+        const settle = (): void => {
+          this.#socket.off("drain", settle).off("close", settle);
+          resolve();
+        };
+        this.#socket.on("drain", settle).on("close", settle);
+      });
+    if (waitMs > 0) await new Promise((resolve) => setTimeout(resolve, waitMs));
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  setPacing(bytesPerSecond: number): void {
+    this.#bucket.setRate(bytesPerSecond);
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+}
+
+/** Reads packets from Node's socket until it ends. Resolves at the end of the stream. @throws {MigrationError} as receiveDirect */
+export function receivePortable(socket: Socket, answer: Uint8Array, store: PageStore, onFlush: (header: PacketHeader) => void): Promise<void> {
+  let current: PacketHeader | undefined;
+  const decoder = new PacketDecoder(store.bounds, {
+    begin: (header, head, dataPages) => {
+      current = header;
+      store.begin(header, head, dataPages);
+    },
+    payload: (bytes) => store.payload(bytes),
+    end: () => {
+      if (current?.kind === PacketKind.Flush) onFlush(current);
+      else store.end();
+    },
+  });
+  return new Promise((resolve, reject) => {
+    const fail = (error: unknown): void => {
+      reject(error);
+      socket.destroy();
+    };
+    socket.setNoDelay(true);
+    socket.on("error", (cause) => fail(new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause })));
+    socket.on("close", () => resolve());
+    socket.on("data", (chunk: Buffer) => {
+      try {
+        decoder.push(chunk);
+      } catch (error) {
+        fail(error);
+      }
+    });
+    socket.write(answer);
+  });
+}
