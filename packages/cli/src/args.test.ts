@@ -87,9 +87,10 @@ describe("source", () => {
 
   it("reads every option in its unit", async () => {
     const line =
-      "--listen 0.0.0.0:5000 --insecure --name a --socket /run/x.sock --state-dir /var/x --memory-limit 4GiB --dirty-log barrier --pump portable --switch sw --log-level debug " +
-      "--workload-dir ./w --json --memory 8GiB --dirty-rate 1.5M --working-set 1M --hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 " +
-      "--multifd-compression lz4 --digest on --audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
+      "--listen 0.0.0.0:5000 --insecure --name a --socket /run/x.sock --state-dir /var/x --memory-limit 4GiB --dirty-log barrier " +
+      "--pump portable --switch sw --log-level debug --workload-dir ./w --json --memory 8GiB --dirty-rate 1.5M --working-set 1M " +
+      "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --digest on " +
+      "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
     assert.deepEqual(given, {
       name: "a",
@@ -283,8 +284,27 @@ describe("the other commands", () => {
 
   it("migrate passes on only what was given", async () => {
     const bare = await options<MigrateOptions>("migrate", "other");
-    assert.deepEqual(bare, { name: "default", socket: socketPath("default"), to: { host: "other", port: 4646 }, guest: undefined, parameters: {}, report: undefined, isJson: false });
-    const given = await options<MigrateOptions>("migrate", "[2001:db8::2]:1", "--guest", "g", "--downtime-limit", "0", "--digest", "off", "--name", "b");
+    assert.deepEqual(bare, {
+      name: "default",
+      socket: socketPath("default"),
+      to: { host: "other", port: 4646 },
+      guest: undefined,
+      parameters: {},
+      report: undefined,
+      isJson: false,
+    });
+    const given = await options<MigrateOptions>(
+      "migrate",
+      "[2001:db8::2]:1",
+      "--guest",
+      "g",
+      "--downtime-limit",
+      "0",
+      "--digest",
+      "off",
+      "--name",
+      "b",
+    );
     assert.deepEqual(given.to, { host: "2001:db8::2", port: 1 });
     assert.deepEqual(given.parameters, { downtimeLimitMs: 0, isDigestOn: false, isAuditOn: false });
     assert.equal(given.socket, socketPath("b"));
@@ -296,9 +316,23 @@ describe("the other commands", () => {
   });
 
   it("switch and client have port 4747", async () => {
-    assert.deepEqual(await options<SwitchOptions>("switch"), { listen: { host: "127.0.0.1", port: 4747 }, isInsecure: false, isJson: false });
-    assert.deepEqual(await options<SwitchOptions>("switch", "--listen", "::", "--insecure"), { listen: { host: "::", port: 4747 }, isInsecure: true, isJson: false });
-    const client: ClientOptions = { switchAddress: { host: "127.0.0.1", port: 4747 }, guest: "g", requestsPerSecond: 1000, durationMs: 0, isJson: false };
+    assert.deepEqual(await options<SwitchOptions>("switch"), {
+      listen: { host: "127.0.0.1", port: 4747 },
+      isInsecure: false,
+      isJson: false,
+    });
+    assert.deepEqual(await options<SwitchOptions>("switch", "--listen", "::", "--insecure"), {
+      listen: { host: "::", port: 4747 },
+      isInsecure: true,
+      isJson: false,
+    });
+    const client: ClientOptions = {
+      switchAddress: { host: "127.0.0.1", port: 4747 },
+      guest: "g",
+      requestsPerSecond: 1000,
+      durationMs: 0,
+      isJson: false,
+    };
     assert.deepEqual(await options<ClientOptions>("client", "--guest", "g"), client);
   });
 
@@ -319,13 +353,21 @@ describe("the other commands", () => {
       isJson: false,
     });
     assert.deepEqual((await options<DemoOptions>("demo", "--vcpus", "1")).vcpus, ["ledger"]);
-    assert.deepEqual((await options<DemoOptions>("demo", "--workload", "idle,random-writer", "--vcpus", "4")).vcpus, ["ledger", "idle", "random-writer", "random-writer"]);
+    assert.deepEqual((await options<DemoOptions>("demo", "--workload", "idle,random-writer", "--vcpus", "4")).vcpus, [
+      "ledger",
+      "idle",
+      "random-writer",
+      "random-writer",
+    ]);
     assert.equal((await options<DemoOptions>("demo", "--modes", "stop-and-copy")).parameters.mode, "stop-and-copy");
   });
 
   it("demo fills at most half of a small memory unless told otherwise", async () => {
     assert.equal((await options<DemoOptions>("demo", "--memory", "64MiB")).fill.bytes, 2 ** 25);
-    assert.deepEqual((await options<DemoOptions>("demo", "--memory", "64MiB", "--fill", "64MiB:zeros")).fill, { bytes: 2 ** 26, kind: "zeros" });
+    assert.deepEqual((await options<DemoOptions>("demo", "--memory", "64MiB", "--fill", "64MiB:zeros")).fill, {
+      bytes: 2 ** 26,
+      kind: "zeros",
+    });
   });
 });
 
@@ -336,6 +378,7 @@ describe("paths of an agent", () => {
   });
 
   it("never depend on the working directory: a relative or missing folder counts as none", () => {
-    for (const folder of ["", "relative", undefined]) assert.equal(socketPath("a", folder ?? ""), join(tmpdir(), `precopy-${process.getuid?.() ?? 0}`, "a.sock"));
+    for (const folder of ["", "relative", undefined])
+      assert.equal(socketPath("a", folder ?? ""), join(tmpdir(), `precopy-${process.getuid?.() ?? 0}`, "a.sock"));
   });
 });

@@ -161,7 +161,8 @@ export interface Actions {
   demo(options: DemoOptions): Promise<void>;
 }
 
-const inFolder = (folder: string | undefined, otherwise: string): string => (folder !== undefined && isAbsolute(folder) ? join(folder, "precopy") : otherwise);
+const inFolder = (folder: string | undefined, otherwise: string): string =>
+  folder !== undefined && isAbsolute(folder) ? join(folder, "precopy") : otherwise;
 
 /** Where the agent called `name` listens for commands: `$XDG_RUNTIME_DIR/precopy/NAME.sock`, else `<tmpdir>/precopy-<uid>/NAME.sock`. */
 export const socketPath = (name: string, runtimeFolder = process.env["XDG_RUNTIME_DIR"]): string =>
@@ -200,7 +201,9 @@ const parseBytes = (least: number, most: number) => (text: string) => within(tex
 const parsePages = (least: number, most: number) => (text: string) => {
   const bytes = parseBytes(least, most)(text);
   if (bytes % PAGE_BYTES === 0) return bytes;
-  return refuse(`"${text}" is no multiple of ${PAGE_BYTES} B, the page size: the next one is ${Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES}`);
+  return refuse(
+    `"${text}" is no multiple of ${PAGE_BYTES} B, the page size: the next one is ${Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES}`,
+  );
 };
 
 function parseChoice<const T extends string>(choices: readonly T[]): (text: string) => T {
@@ -213,7 +216,9 @@ function parseFraction(text: string): number {
 }
 
 const parseName = (text: string): string =>
-  /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(text) ? text : refuse(`"${text}" is not a name: up to 64 letters, digits, ".", "_" and "-", a letter or digit first`);
+  /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(text)
+    ? text
+    : refuse(`"${text}" is not a name: up to 64 letters, digits, ".", "_" and "-", a letter or digit first`);
 const parseText = (text: string): string => (text === "" ? refuse(`"" is empty`) : text);
 
 function parseFill(text: string): Fill {
@@ -244,10 +249,15 @@ interface GivenWorkload {
 
 function parseWorkloads(text: string, previous: readonly GivenWorkload[]): GivenWorkload[] {
   const at = text.indexOf("=");
-  const given = at < 0 ? text.split(",").map((name) => ({ name: parseName(name), file: undefined })) : [{ name: parseName(text.slice(0, at)), file: text.slice(at + 1) }];
+  const given =
+    at < 0
+      ? text.split(",").map((name) => ({ name: parseName(name), file: undefined }))
+      : [{ name: parseName(text.slice(0, at)), file: text.slice(at + 1) }];
   for (const { name, file } of given) {
     if (file === "") refuse(`"${text}" names no file`);
-    const other = previous.find((earlier) => earlier.name === name && earlier.file !== undefined && file !== undefined && earlier.file !== file);
+    const other = previous.find(
+      (earlier) => earlier.name === name && earlier.file !== undefined && file !== undefined && earlier.file !== file,
+    );
     if (other !== undefined) refuse(`"${text}": ${name} is ${other.file} already`);
   }
   return [...previous, ...given];
@@ -256,7 +266,9 @@ function parseWorkloads(text: string, previous: readonly GivenWorkload[]): Given
 const NO_WORKLOADS: readonly GivenWorkload[] = [];
 const workloadOption = (description: string, otherwise: string) =>
   new Option("--workload <NAME>", description)
-    .argParser((text: string, previous: readonly GivenWorkload[]): readonly GivenWorkload[] => read("--workload", text, () => parseWorkloads(text, previous)))
+    .argParser((text: string, previous: readonly GivenWorkload[]): readonly GivenWorkload[] =>
+      read("--workload", text, () => parseWorkloads(text, previous)),
+    )
     .default(NO_WORKLOADS, otherwise);
 
 const filesOf = (given: readonly GivenWorkload[]): WorkloadSources["files"] => {
@@ -275,64 +287,150 @@ const jsonOption = () => new Option("--json", "write JSON, one object a line (de
 const insecureOption = () => new Option("--insecure", "accept unauthenticated peers on an address beyond loopback (default: refuse)");
 const reportOption = (what: string) => option("--report <FILE>", `write ${what} to this file as JSON (default: none)`, parseText);
 const dirtyLogOption = () =>
-  option("--dirty-log <KIND>", `who tells which pages were written: ${DIRTY_LOGS.join(", ")}`, parseChoice(DIRTY_LOGS)).default("auto" as const, "auto: mmu where this host can");
+  option("--dirty-log <KIND>", `who tells which pages were written: ${DIRTY_LOGS.join(", ")}`, parseChoice(DIRTY_LOGS)).default(
+    "auto" as const,
+    "auto: mmu where this host can",
+  );
 const pumpOption = () =>
-  option("--pump <KIND>", `how pages reach the socket: ${PUMPS.join(", ")}`, parseChoice(PUMPS)).default("auto" as const, "auto: direct where this host can");
+  option("--pump <KIND>", `how pages reach the socket: ${PUMPS.join(", ")}`, parseChoice(PUMPS)).default(
+    "auto" as const,
+    "auto: direct where this host can",
+  );
 
 const withSelection = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   command
     .addOption(option("--name <NAME>", "name of the agent on this host", parseName).default("default", "default"))
-    .addOption(option("--socket <PATH>", "its Unix socket (default: $XDG_RUNTIME_DIR/precopy/NAME.sock, else <tmpdir>/precopy-<uid>/NAME.sock)", parseText));
+    .addOption(
+      option(
+        "--socket <PATH>",
+        "its Unix socket (default: $XDG_RUNTIME_DIR/precopy/NAME.sock, else <tmpdir>/precopy-<uid>/NAME.sock)",
+        parseText,
+      ),
+    );
 
 const withAgent = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   withSelection(command)
     .addOption(
-      option("--listen <HOST:PORT>", "where peers connect; port 0 to 65535, 0 lets the system choose", (text) => parseAddress(text, DEFAULT_PORT)).default(
-        { host: "127.0.0.1", port: DEFAULT_PORT },
-        `127.0.0.1:${DEFAULT_PORT}`,
-      ),
+      option("--listen <HOST:PORT>", "where peers connect; port 0 to 65535, 0 lets the system choose", (text) =>
+        parseAddress(text, DEFAULT_PORT),
+      ).default({ host: "127.0.0.1", port: DEFAULT_PORT }, `127.0.0.1:${DEFAULT_PORT}`),
     )
     .addOption(insecureOption())
-    .addOption(option("--state-dir <DIR>", "where the journal is kept (default: $XDG_STATE_HOME/precopy/NAME, else ~/.local/state/precopy/NAME)", parseText))
-    .addOption(option("--memory-limit <SIZE>", "most memory for guests here, a size such as 8GiB; 1MiB to 16TiB (default: what the system has available)", parseBytes(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)))
+    .addOption(
+      option(
+        "--state-dir <DIR>",
+        "where the journal is kept (default: $XDG_STATE_HOME/precopy/NAME, else ~/.local/state/precopy/NAME)",
+        parseText,
+      ),
+    )
+    .addOption(
+      option(
+        "--memory-limit <SIZE>",
+        "most memory for guests here, a size such as 8GiB; 1MiB to 16TiB (default: what the system has available)",
+        parseBytes(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
+      ),
+    )
     .addOption(dirtyLogOption())
     .addOption(pumpOption())
-    .addOption(option("--switch <HOST:PORT>", `back end of guests' network cards, a \`precopy switch\`; port 1 to 65535, ${DEFAULT_SWITCH_PORT} if left out (default: none, guests have no card)`, parsePeer(DEFAULT_SWITCH_PORT)))
-    .addOption(option("--log-level <LEVEL>", `log on stderr: ${LOG_LEVELS.join(", ")} (default: warn for source, info for target)`, parseChoice(LOG_LEVELS)))
+    .addOption(
+      option(
+        "--switch <HOST:PORT>",
+        `back end of network cards, a \`precopy switch\`; port 1 to 65535, else ${DEFAULT_SWITCH_PORT} (default: none, no card)`,
+        parsePeer(DEFAULT_SWITCH_PORT),
+      ),
+    )
+    .addOption(
+      option(
+        "--log-level <LEVEL>",
+        `log on stderr: ${LOG_LEVELS.join(", ")} (default: warn for source, info for target)`,
+        parseChoice(LOG_LEVELS),
+      ),
+    )
     .addOption(option("--workload-dir <DIR>", "register every .js and .mjs file of this folder by its name (default: none)", parseText))
     .addOption(jsonOption());
 
 const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   command
     .addOption(
-      option("--downtime-limit <MS>", `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`, (text) =>
-        fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
+      option(
+        "--downtime-limit <MS>",
+        `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`,
+        (text) => fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
       ),
     )
     .addOption(
-      option("--max-bandwidth <BW>", "cap on all page channels together, bytes/s or such as 10Gbit or 128MiB/s; lifted in the pause (default: 0, no cap)", (text) =>
-        fillParameters({ maxBandwidthBytesPerSecond: parseBandwidth(text) }).maxBandwidthBytesPerSecond,
+      option(
+        "--max-bandwidth <BW>",
+        "cap on all page channels together, bytes/s or such as 10Gbit or 128MiB/s; lifted in the pause (default: 0, no cap)",
+        (text) => fillParameters({ maxBandwidthBytesPerSecond: parseBandwidth(text) }).maxBandwidthBytesPerSecond,
       ),
     )
-    .addOption(option("--multifd-channels <N>", `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`, parseWhole(1, CHANNELS_MAX)))
-    .addOption(option("--multifd-compression <KIND>", `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`, parseChoice(COMPRESSIONS)))
-    .addOption(option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)))
-    .addOption(option("--audit <SWITCH>", "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)", parseChoice(ON_OFF)));
+    .addOption(
+      option(
+        "--multifd-channels <N>",
+        `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`,
+        parseWhole(1, CHANNELS_MAX),
+      ),
+    )
+    .addOption(
+      option(
+        "--multifd-compression <KIND>",
+        `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
+        parseChoice(COMPRESSIONS),
+      ),
+    )
+    .addOption(
+      option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)),
+    )
+    .addOption(
+      option(
+        "--audit <SWITCH>",
+        "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)",
+        parseChoice(ON_OFF),
+      ),
+    );
 
 const modeOption = () => option("--mode <MODE>", `${MODES.join(" or ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
 
 const withGuest = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   command
-    .addOption(option("--memory <SIZE>", "guest memory, a size such as 8GiB in whole 4 KiB pages; 1MiB to 16TiB", parsePages(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)).default(2 ** 31, "2GiB"))
-    .addOption(option("--dirty-rate <COUNT>", "pages/s that each random-writer writes, such as 25k; 0 to 1G, 0 is as fast as it can", parseRate(0, 1e9)).default(25_000, "25k"))
-    .addOption(option("--working-set <SIZE>", "memory it writes to, capped to the region of its vCPU; 4KiB to 16TiB", parseBytes(PAGE_BYTES, MEMORY_BYTES_MAX)).default(2 ** 26, "64MiB"))
-    .addOption(option("--hot-fraction <FRACTION>", "share of its writes that goes to the first tenth of the working set; 0 to 1", parseFraction).default(0));
+    .addOption(
+      option(
+        "--memory <SIZE>",
+        "guest memory, a size such as 8GiB in whole 4 KiB pages; 1MiB to 16TiB",
+        parsePages(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
+      ).default(2 ** 31, "2GiB"),
+    )
+    .addOption(
+      option(
+        "--dirty-rate <COUNT>",
+        "pages/s that each random-writer writes, such as 25k; 0 to 1G, 0 is as fast as it can",
+        parseRate(0, 1e9),
+      ).default(25_000, "25k"),
+    )
+    .addOption(
+      option(
+        "--working-set <SIZE>",
+        "memory it writes to, capped to the region of its vCPU; 4KiB to 16TiB",
+        parseBytes(PAGE_BYTES, MEMORY_BYTES_MAX),
+      ).default(2 ** 26, "64MiB"),
+    )
+    .addOption(
+      option(
+        "--hot-fraction <FRACTION>",
+        "share of its writes that goes to the first tenth of the working set; 0 to 1",
+        parseFraction,
+      ).default(0),
+    );
 
 type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
 type None = Record<never, never>;
 type GivenSelection = OptionsOf<ReturnType<typeof withSelection<[], None, None>>>;
 type GivenAgent = OptionsOf<ReturnType<typeof withAgent<[], None, None>>> & { readonly workload: readonly GivenWorkload[] };
-type GivenMigration = OptionsOf<ReturnType<typeof withMigration<[], None, None>>> & { readonly mode?: MigrationParameters["mode"]; readonly pump?: MigrationParameters["pump"] };
+type GivenMigration = OptionsOf<ReturnType<typeof withMigration<[], None, None>>> & {
+  readonly mode?: MigrationParameters["mode"];
+  readonly pump?: MigrationParameters["pump"];
+};
 type GivenGuest = OptionsOf<ReturnType<typeof withGuest<[], None, None>>>;
 
 function selectionOf({ name, socket }: GivenSelection): AgentSelection {
@@ -344,7 +442,10 @@ function selectionOf({ name, socket }: GivenSelection): AgentSelection {
 
 function listenOf(listen: Address, isInsecure: boolean): { readonly listen: Address; readonly isInsecure: boolean } {
   if (!isInsecure && !isLoopback(listen.host))
-    throw new MigrationError("ERR_INSECURE_LISTEN", `--listen ${formatAddress(listen)} is open to the network, and peers are not authenticated`);
+    throw new MigrationError(
+      "ERR_INSECURE_LISTEN",
+      `--listen ${formatAddress(listen)} is open to the network, and peers are not authenticated`,
+    );
   return { listen, isInsecure };
 }
 
@@ -363,10 +464,17 @@ const agentOf = (given: GivenAgent, logLevel: AgentOptions["logLevel"]): AgentOp
 
 function guestOf(given: GivenGuest, vcpus: readonly string[], fill: Fill): GuestOptions {
   if (fill.bytes > given.memory) refuse(`--fill of ${formatBytes(fill.bytes)} does not fit into --memory of ${formatBytes(given.memory)}`);
-  return { vcpus, memoryBytes: given.memory, fill, dirtyPagesPerSecond: given.dirtyRate, workingSetBytes: given.workingSet, hotFraction: given.hotFraction };
+  return {
+    vcpus,
+    memoryBytes: given.memory,
+    fill,
+    dirtyPagesPerSecond: given.dirtyRate,
+    workingSetBytes: given.workingSet,
+    hotFraction: given.hotFraction,
+  };
 }
 
-/** What was given and nothing else, checked. An audit needs the digest: switching that off takes the audit with it unless it was asked for. */
+/** What was given and nothing else, checked. An audit needs the digest and goes with it, unless it was asked for. */
 function parametersOf(given: GivenMigration): Partial<MigrationParameters> {
   if (given.digest === "off" && given.audit === "on") refuse(`--audit "on" needs --digest on`);
   const audit = given.audit ?? (given.digest === "off" ? "off" : undefined);
@@ -397,11 +505,34 @@ Examples:
 function addSource(program: Command, actions: Actions): void {
   const command = program.command("source").description("boot a guest here and hold it, ready to migrate");
   withMigration(withAgent(withGuest(command)))
-    .addOption(workloadOption("NAME[,NAME] or NAME=FILE, repeatable: one vCPU each, in this order; the built-in ones are idle, random-writer and ledger; NAME=FILE also registers the file", "random-writer"))
-    .addOption(option("--vcpus <N>", `vCPUs; the last workload runs on those left over; 1 to ${VCPUS_MAX} (default: one for each workload)`, parseWhole(1, VCPUS_MAX)))
-    .addOption(option("--fill <SIZE:KIND>", `SIZE or SIZE:KIND, contents before the first step, in whole pages; 0 to --memory; ${FILLS.join(", ")}`, parseFill).default<Fill>({ bytes: 0, kind: "random" }, "0:random"))
+    .addOption(
+      workloadOption(
+        "NAME[,NAME] or NAME=FILE, repeatable: one vCPU each, in order; built in: idle, random-writer, ledger; NAME=FILE registers it too",
+        "random-writer",
+      ),
+    )
+    .addOption(
+      option(
+        "--vcpus <N>",
+        `vCPUs; the last workload runs on those left over; 1 to ${VCPUS_MAX} (default: one for each workload)`,
+        parseWhole(1, VCPUS_MAX),
+      ),
+    )
+    .addOption(
+      option(
+        "--fill <SIZE:KIND>",
+        `SIZE or SIZE:KIND, contents at boot, in whole pages; 0 to --memory; ${FILLS.join(", ")}`,
+        parseFill,
+      ).default<Fill>({ bytes: 0, kind: "random" }, "0:random"),
+    )
     .addOption(option("--guest <ID>", "name of the guest (default: guest- and 6 random hex digits)", parseName))
-    .addOption(option("--migrate-to <HOST:PORT>", `migrate there after boot; port 1 to 65535, ${DEFAULT_PORT} if left out (default: wait for \`precopy migrate\`)`, parsePeer(DEFAULT_PORT)))
+    .addOption(
+      option(
+        "--migrate-to <HOST:PORT>",
+        `migrate there after boot; port 1 to 65535, ${DEFAULT_PORT} if left out (default: wait for \`precopy migrate\`)`,
+        parsePeer(DEFAULT_PORT),
+      ),
+    )
     .addOption(option("--after <MS>", `wait from boot to --migrate-to, ms; 0 to ${MILLISECONDS_MAX} (default: 0)`, parseTime))
     .addOption(modeOption())
     .addOption(reportOption("what was measured"))
@@ -425,26 +556,42 @@ function addTarget(program: Command, actions: Actions): void {
     .addOption(workloadOption("NAME=FILE, repeatable: registers a workload that a guest may bring", "the built-in ones only"))
     .action(async (given) => {
       const selected = given.workload.find(({ file }) => file === undefined);
-      if (selected !== undefined) refuse(`--workload: "${selected.name}" names no file, and a target only registers: give ${selected.name}=FILE`);
+      if (selected !== undefined)
+        refuse(`--workload: "${selected.name}" names no file, and a target only registers: give ${selected.name}=FILE`);
       await actions.target(agentOf(given, "info"));
     });
 }
 
 function addCommands(program: Command, actions: Actions): void {
-  const migrate = program.command("migrate").description("ask a running agent to migrate its guest; what is not given is as the agent was started");
+  const migrate = program
+    .command("migrate")
+    .description("ask a running agent to migrate its guest; what is not given is as the agent was started");
   withMigration(withSelection(migrate))
-    .addArgument(new Argument("<HOST:PORT>", `agent to migrate to; port 1 to 65535, ${DEFAULT_PORT} if left out`).argParser((text: string) => read("HOST:PORT", text, parsePeer(DEFAULT_PORT))))
+    .addArgument(
+      new Argument("<HOST:PORT>", `agent to migrate to; port 1 to 65535, ${DEFAULT_PORT} if left out`).argParser((text: string) =>
+        read("HOST:PORT", text, parsePeer(DEFAULT_PORT)),
+      ),
+    )
     .addOption(modeOption())
     .addOption(option("--guest <ID>", "only if the agent holds this guest (default: whichever it holds)", parseName))
     .addOption(reportOption("what was measured"))
     .addOption(jsonOption())
     .action(async (to, given) => {
-      await actions.migrate({ ...selectionOf(given), to, guest: given.guest, parameters: parametersOf(given), report: given.report, isJson: given.json === true });
+      await actions.migrate({
+        ...selectionOf(given),
+        to,
+        guest: given.guest,
+        parameters: parametersOf(given),
+        report: given.report,
+        isJson: given.json === true,
+      });
     });
   withSelection(program.command("status").description("what a running agent holds and does"))
     .addOption(jsonOption())
     .action((given) => actions.status({ ...selectionOf(given), isJson: given.json === true }));
-  withSelection(program.command("cancel").description("cancel the migration in progress; the guest runs on at the source")).action((given) => actions.cancel(selectionOf(given)));
+  withSelection(program.command("cancel").description("cancel the migration in progress; the guest runs on at the source")).action(
+    (given) => actions.cancel(selectionOf(given)),
+  );
 }
 
 function addNetwork(program: Command, actions: Actions): void {
@@ -452,31 +599,72 @@ function addNetwork(program: Command, actions: Actions): void {
   program
     .command("switch")
     .description("a small learning switch between guests' network cards and clients")
-    .addOption(option("--listen <HOST:PORT>", "UDP address; port 0 to 65535, 0 lets the system choose", (text) => parseAddress(text, DEFAULT_SWITCH_PORT)).default(here, formatAddress(here)))
+    .addOption(
+      option("--listen <HOST:PORT>", "UDP address; port 0 to 65535, 0 lets the system choose", (text) =>
+        parseAddress(text, DEFAULT_SWITCH_PORT),
+      ).default(here, formatAddress(here)),
+    )
     .addOption(insecureOption())
     .addOption(jsonOption())
     .action((given) => actions.switch({ ...listenOf(given.listen, given.insecure === true), isJson: given.json === true }));
   program
     .command("client")
     .description(
-      "send numbered requests to a guest and measure its longest silence; if stdin is no terminal its lines are read: `mark` starts the measurement anew, `finish` ends it",
+      "send numbered requests to a guest and measure its longest silence; reads lines from stdin unless that is a terminal: mark, finish",
     )
-    .addOption(option("--switch <HOST:PORT>", `where \`precopy switch\` listens; port 1 to 65535, ${DEFAULT_SWITCH_PORT} if left out`, parsePeer(DEFAULT_SWITCH_PORT)).default(here, formatAddress(here)))
+    .addOption(
+      option(
+        "--switch <HOST:PORT>",
+        `where \`precopy switch\` listens; port 1 to 65535, ${DEFAULT_SWITCH_PORT} if left out`,
+        parsePeer(DEFAULT_SWITCH_PORT),
+      ).default(here, formatAddress(here)),
+    )
     .addOption(option("--guest <ID>", "guest to ask (required)", parseName).makeOptionMandatory())
     .addOption(option("--rate <COUNT>", "requests per second, whether answered or not; 1 to 1M", parseRate(1, 1e6)).default(1000))
     .addOption(option("--duration <MS>", `how long, ms; 0 to ${MILLISECONDS_MAX}, 0 is until Ctrl-C`, parseTime).default(0))
     .addOption(jsonOption())
     .action((given) =>
-      actions.client({ switchAddress: given.switch, guest: given.guest, requestsPerSecond: given.rate, durationMs: given.duration, isJson: given.json === true }),
+      actions.client({
+        switchAddress: given.switch,
+        guest: given.guest,
+        requestsPerSecond: given.rate,
+        durationMs: given.duration,
+        isJson: given.json === true,
+      }),
     );
 }
 
 function addDemo(program: Command, actions: Actions): void {
-  withMigration(withGuest(program.command("demo").description("boot a guest, move it between two agents of this host while a client watches, compare modes")))
-    .addOption(option("--workload <NAMES>", "NAME[,NAME] of the vCPUs after the first, which is always ledger (default: random-writer)", (text) => text.split(",").map(parseName)))
-    .addOption(option("--vcpus <N>", `vCPUs, the first included; the last workload runs on those left over; 1 to ${VCPUS_MAX} (default: one for each workload)`, parseWhole(1, VCPUS_MAX)))
-    .addOption(option("--fill <SIZE:KIND>", `SIZE or SIZE:KIND, contents before the first step, in whole pages; 0 to --memory; ${FILLS.join(", ")} (default: 256MiB:random, at most half of --memory)`, parseFill))
-    .addOption(option("--modes <LIST>", `what to compare, separated by commas: ${MODES.join(", ")}`, parseList(parseChoice(MODES))).default([...MODES], MODES.join(",")))
+  withMigration(
+    withGuest(
+      program.command("demo").description("boot a guest, move it between two agents of this host while a client watches, compare modes"),
+    ),
+  )
+    .addOption(
+      option("--workload <NAMES>", "NAME[,NAME] of the vCPUs after the first, which is always ledger (default: random-writer)", (text) =>
+        text.split(",").map(parseName),
+      ),
+    )
+    .addOption(
+      option(
+        "--vcpus <N>",
+        `vCPUs, the first included; the last workload runs on those left over; 1 to ${VCPUS_MAX} (default: one for each workload)`,
+        parseWhole(1, VCPUS_MAX),
+      ),
+    )
+    .addOption(
+      option(
+        "--fill <SIZE:KIND>",
+        `SIZE or SIZE:KIND, contents at boot, in whole pages; 0 to --memory; ${FILLS.join(", ")} (default: 256MiB, at most half)`,
+        parseFill,
+      ),
+    )
+    .addOption(
+      option("--modes <LIST>", `what to compare, separated by commas: ${MODES.join(", ")}`, parseList(parseChoice(MODES))).default(
+        [...MODES],
+        MODES.join(","),
+      ),
+    )
     .addOption(option("--repeats <N>", "migrations in each mode; 1 to 1000", parseWhole(1, 1000)).default(1))
     .addOption(dirtyLogOption())
     .addOption(pumpOption())

@@ -35,7 +35,11 @@ const parameters = z.strictObject({
   pump: z.enum(["auto", "direct", "portable"]).exactOptional(),
 }) satisfies z.ZodType<Partial<MigrationParameters>>;
 const migrate = z.strictObject({ command: z.literal("migrate"), to: z.string().min(1).max(300), guest: name.exactOptional(), parameters });
-const request = z.discriminatedUnion("command", [migrate, z.strictObject({ command: z.literal("status") }), z.strictObject({ command: z.literal("cancel") })]);
+const request = z.discriminatedUnion("command", [
+  migrate,
+  z.strictObject({ command: z.literal("status") }),
+  z.strictObject({ command: z.literal("cancel") }),
+]);
 const answer = z.union([
   z.strictObject({ event: z.looseObject({ type: z.string() }) }),
   z.strictObject({ ok: z.unknown() }),
@@ -296,7 +300,8 @@ export function callAgent(path: string, request: AgentRequest, onEvent: (event: 
       reject(error);
       socket.destroy();
     };
-    const tooLong = (): void => fail(new MigrationError("ERR_BAD_MESSAGE", `The agent at ${path} sent a line of more than ${ANSWER_BYTES_MAX} B`));
+    const tooLong = (): void =>
+      fail(new MigrationError("ERR_BAD_MESSAGE", `The agent at ${path} sent a line of more than ${ANSWER_BYTES_MAX} B`));
     const read = (line: string): void => {
       const said = parseLine(line, answer);
       if ("event" in said) return onEvent(said.event as ProgressEvent); // written by an agent of this release and this user
@@ -325,5 +330,7 @@ export function callAgent(path: string, request: AgentRequest, onEvent: (event: 
 /** The agent's error as it was there; a code that this release does not know is internal. */
 function rebuilt({ code, message, cause }: { readonly code: string; readonly message: string; readonly cause?: string }): MigrationError {
   const options = cause === undefined ? undefined : { cause: new Error(cause) };
-  return isErrorCode(code) ? new MigrationError(code, message, options) : new MigrationError("ERR_INTERNAL", `${code}: ${message}`, options);
+  return isErrorCode(code)
+    ? new MigrationError(code, message, options)
+    : new MigrationError("ERR_INTERNAL", `${code}: ${message}`, options);
 }

@@ -13,7 +13,15 @@ describe("exit code", () => {
   });
 
   it("keeps the numbers that scripts rely on", () => {
-    const codes = ["ERR_INTERNAL", "ERR_PARAMETER", "ERR_NO_AGENT", "ERR_NOT_AN_AGENT", "ERR_AGENT_FULL", "ERR_LINK_LOST", "ERR_NOT_CONVERGING"] as const;
+    const codes = [
+      "ERR_INTERNAL",
+      "ERR_PARAMETER",
+      "ERR_NO_AGENT",
+      "ERR_NOT_AN_AGENT",
+      "ERR_AGENT_FULL",
+      "ERR_LINK_LOST",
+      "ERR_NOT_CONVERGING",
+    ] as const;
     assert.deepEqual(codes.map(exitCodeOf), [1, 2, 3, 4, 5, 6, 7]);
     assert.deepEqual((["ERR_CANCELLED", "ERR_IN_DOUBT", "ERR_NAME_IN_USE", "ERR_VERIFICATION"] as const).map(exitCodeOf), [8, 9, 10, 11]);
   });
@@ -26,13 +34,21 @@ describe("formatError", () => {
   });
 
   it("appends the cause in parentheses", () => {
-    const error = new MigrationError("ERR_UNREACHABLE", "Cannot reach 127.0.0.1:1", { cause: new Error("connect ECONNREFUSED 127.0.0.1:1") });
-    assert.match(formatError(error), /^precopy: ERR_UNREACHABLE: Cannot reach 127\.0\.0\.1:1\. .*\. \(connect ECONNREFUSED 127\.0\.0\.1:1\)$/);
+    const error = new MigrationError("ERR_UNREACHABLE", "Cannot reach 127.0.0.1:1", {
+      cause: new Error("connect ECONNREFUSED 127.0.0.1:1"),
+    });
+    assert.match(
+      formatError(error),
+      /^precopy: ERR_UNREACHABLE: Cannot reach 127\.0\.0\.1:1\. .*\. \(connect ECONNREFUSED 127\.0\.0\.1:1\)$/,
+    );
   });
 
   it("names every address of a host that could not be reached at any", () => {
     const cause = new AggregateError([new Error("connect ECONNREFUSED ::1:1"), new Error("connect ECONNREFUSED 127.0.0.1:1")]);
-    assert.match(formatError(new MigrationError("ERR_UNREACHABLE", "No", { cause })), /\(connect ECONNREFUSED ::1:1; connect ECONNREFUSED 127\.0\.0\.1:1\)$/);
+    assert.match(
+      formatError(new MigrationError("ERR_UNREACHABLE", "No", { cause })),
+      /\(connect ECONNREFUSED ::1:1; connect ECONNREFUSED 127\.0\.0\.1:1\)$/,
+    );
   });
 
   it("stays one line without control characters whatever a peer says", () => {

@@ -31,22 +31,34 @@ export type RendererKind = "terminal" | "plain" | "json";
 
 type Stream = Writable & { readonly isTTY?: boolean; readonly columns?: number };
 
-export const rendererKind = (stream: Stream, isJson: boolean): RendererKind => (isJson ? "json" : stream.isTTY === true ? "terminal" : "plain");
+export const rendererKind = (stream: Stream, isJson: boolean): RendererKind =>
+  isJson ? "json" : stream.isTTY === true ? "terminal" : "plain";
 
 /** @param noColor the environment's NO_COLOR; empty counts as unset (no-color.org). */
 export const mayColour = (stream: Stream, noColor: string | undefined): boolean => stream.isTTY === true && (noColor ?? "") === "";
 
 type Format = "bold" | "dim" | "green" | "red" | "yellow";
-const paint = (isColoured: boolean, format: Format, text: string): string => (isColoured ? styleText(format, text, { validateStream: false }) : text);
+const paint = (isColoured: boolean, format: Format, text: string): string =>
+  isColoured ? styleText(format, text, { validateStream: false }) : text;
 
 /** A number that is not there, or that no clock could have shown, is `-`; JSON turns both NaN and Infinity into null. */
 type Figure = number | null | undefined;
-const shown = (value: Figure, show: (value: number) => string): string => (typeof value === "number" && Number.isFinite(value) ? show(value) : "-");
+const shown = (value: Figure, show: (value: number) => string): string =>
+  typeof value === "number" && Number.isFinite(value) ? show(value) : "-";
 
-const milliseconds = (value: Figure): string => shown(value, (ms) => (ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? ms.toFixed(0) : `${(ms / 1000).toFixed(0)}s`));
+/** For a column; above 100 s it says so. */
+const milliseconds = (value: Figure): string =>
+  shown(value, (ms) => (ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? ms.toFixed(0) : `${(ms / 1000).toFixed(0)}s`));
+const time = (value: Figure): string => shown(value, (ms) => (ms < 1e5 ? `${milliseconds(ms)} ms` : `${(ms / 1000).toFixed(0)} s`));
 /** At most six characters up to 10^12. */
 const count = (value: Figure): string =>
-  shown(value, (number) => (number < 1e6 ? number.toFixed(0) : number < 1e9 ? `${(number / 1e6).toFixed(number < 1e8 ? 2 : 1)}M` : `${(number / 1e9).toFixed(number < 1e11 ? 2 : 1)}G`));
+  shown(value, (number) =>
+    number < 1e6
+      ? number.toFixed(0)
+      : number < 1e9
+        ? `${(number / 1e6).toFixed(number < 1e8 ? 2 : 1)}M`
+        : `${(number / 1e9).toFixed(number < 1e11 ? 2 : 1)}G`,
+  );
 const bytes = (value: Figure): string => shown(value, formatBytes);
 const bandwidth = (value: Figure): string => shown(value, formatBandwidth);
 
@@ -54,7 +66,12 @@ const clip = (text: string, columns = COLUMNS): string => (text.length <= column
 
 /** Positive widths align to the right, negative ones to the left; the last column takes what is left of the line. */
 const row = (widths: readonly number[], cells: readonly string[]): string =>
-  clip(cells.map((cell, at) => ((widths[at] ?? 0) < 0 ? cell.padEnd(-(widths[at] ?? 0)) : cell.padStart(widths[at] ?? 0))).join(" ").trimEnd());
+  clip(
+    cells
+      .map((cell, at) => ((widths[at] ?? 0) < 0 ? cell.padEnd(-(widths[at] ?? 0)) : cell.padStart(widths[at] ?? 0)))
+      .join(" ")
+      .trimEnd(),
+  );
 
 /** A label and its text, indented and broken between words; a word that is longer than a line is broken too. */
 function paragraph(label: string, text: string): string[] {
@@ -85,7 +102,10 @@ const roundLine = (round: RoundProgress): string =>
     oneLine(round.decision),
   ]);
 
-/** Shows the events of migrations, one after another. Writes do not wait: events are few. */
+/**
+ * Shows the events of migrations, one after another; the summary, `renderReport`, is for whoever has the report when it is complete.
+ * Writes do not wait: events are few.
+ */
 export class Renderer {
   readonly #kind: RendererKind;
   readonly #stream: Stream;
@@ -115,23 +135,22 @@ export class Renderer {
       case "started":
         this.#hasHeader = false;
         return this.#line(
-          clip(oneLine(`${event.guest} -> ${event.to}: ${event.parameters.mode}, ${event.dirtyLog} dirty log, ${event.pump} pump, epoch ${event.epoch}`)),
+          `${event.guest} -> ${event.to}: ${event.parameters.mode}, ${event.dirtyLog} dirty log, ${event.pump} pump, epoch ${event.epoch}`,
           "bold",
         );
       case "phase":
-        return this.#showPhase(`${event.phase} at ${milliseconds(event.atMs)} ms`);
+        return this.#showPhase(`${event.phase} at ${time(event.atMs)}`);
       case "round":
         if (!this.#hasHeader) this.#line(ROUND_HEADER, "dim");
         this.#hasHeader = true;
         return this.#line(roundLine(event));
       case "switchover":
-        return this.#line(`switched over, guest paused ${milliseconds(event.downtimeMs)} ms at the source`);
+        return this.#line(`switched over, guest paused ${time(event.downtimeMs)} at the source`);
       case "failed":
         this.#phaseLine = "";
-        return this.#line(clip(oneLine(`failed in phase ${event.phase}: ${event.code}: ${event.message}`)), "red");
+        return this.#line(`failed in phase ${event.phase}: ${event.code}: ${event.message}`, "red");
       case "done":
-        this.#phaseLine = "";
-        return this.#line(renderReport(event.report, this.#isColoured));
+        return this.close();
     }
   }
 
@@ -145,16 +164,17 @@ export class Renderer {
     this.#phaseLine = text;
     cursorTo(this.#stream, 0);
     clearLine(this.#stream, 0);
-    if (text !== "") this.#stream.write(paint(this.#isColoured, "dim", clip(text, Math.min(COLUMNS, this.#stream.columns ?? COLUMNS) - 1)));
+    if (text !== "") this.#stream.write(paint(this.#isColoured, "dim", clip(text, Math.min(COLUMNS, this.#stream.columns || COLUMNS) - 1)));
   }
 
   /** A line that stays; the phase line moves below it. */
   #line(text: string, format?: Format): void {
+    const line = clip(text.replace(/\p{Cc}+/gu, " "));
     if (this.#kind === "terminal") {
       cursorTo(this.#stream, 0);
       clearLine(this.#stream, 0);
     }
-    this.#stream.write(`${format === undefined ? text : paint(this.#isColoured, format, text)}\n`);
+    this.#stream.write(`${format === undefined ? line : paint(this.#isColoured, format, line)}\n`);
     if (this.#phaseLine !== "") this.#drawPhase(this.#phaseLine);
   }
 }
@@ -167,7 +187,10 @@ function breakdownText(breakdown: DowntimeBreakdown): string {
   const parts = (["pause", "collect", "transfer", "prepare", "commit"] as const).map((name) => ({ name, ms: breakdown[name] }));
   const largest = parts.reduce((most, part) => (part.ms > most.ms ? part : most));
   const show = ({ name, ms }: { readonly name: string; readonly ms: number }): string => `${name} ${milliseconds(ms)}`;
-  return `most ${show(largest)}; ${parts.filter((part) => part !== largest).map(show).join(" ")}`;
+  return `most ${show(largest)}; ${parts
+    .filter((part) => part !== largest)
+    .map(show)
+    .join(" ")}`;
 }
 
 function digestText(report: MigrationReport): string {
@@ -186,13 +209,16 @@ function auditText(audits: readonly MigrationReport["audit"][], parameters: Migr
 /** What one migration came to: some lines of at most 80 columns, times in ms. */
 export function renderReport(report: MigrationReport, isColoured = false): string {
   const { "query-migrate": query, "downtime-breakdown": breakdown, clocks, audit, error } = report;
-  const total = `${milliseconds(query["total-time"])} ms in all, ${milliseconds(query["setup-time"])} ms setup, ${roundsOf(report)} rounds, `;
+  const total = `${time(query["total-time"])} in all, ${time(query["setup-time"])} setup, ${roundsOf(report)} rounds, `;
   const sent = `${bytes(query.ram?.transferred)}, ${bandwidth(averageBandwidth(query))}`;
-  const audited = audit === null ? auditText([null], report.parameters) : `${count(audit.mismatched)} of ${count(audit.pages)} pages differ (${milliseconds(audit.ms)} ms)`;
+  const audited =
+    audit === null
+      ? auditText([null], report.parameters)
+      : `${count(audit.mismatched)} of ${count(audit.pages)} pages differ (${time(audit.ms)})`;
   const status = oneLine(query.status).slice(0, LABEL_COLUMNS);
   const [first = "", ...others] = [
     ...paragraph(status, total + sent),
-    ...paragraph("downtime", `source ${milliseconds(clocks["source-ms"])} ms, guest ${milliseconds(clocks["guest-ms"])} ms, client ${milliseconds(clocks["client-ms"])} ms`),
+    ...paragraph("downtime", `source ${time(clocks["source-ms"])}, guest ${time(clocks["guest-ms"])}, client ${time(clocks["client-ms"])}`),
     ...(breakdown === null ? [] : paragraph("split, ms", breakdownText(breakdown))),
     ...paragraph("verified", `digest ${digestText(report)}; audit ${audited}`),
     ...paragraph("verdict", report.verdict),
@@ -237,7 +263,7 @@ function tableRow(name: string, reports: readonly MigrationReport[]): string {
 
 const isCompleted = ({ "query-migrate": query, error }: MigrationReport): boolean => query.status === "completed" && error === null;
 
-/** The demo's closing table, at most 80 columns: a row a migration, a median row for a mode that completed several times, then what failed. */
+/** The demo's closing table, at most 80 columns: a row a migration, the median of a mode that completed several times, what failed. */
 export function renderComparison(reports: readonly MigrationReport[], isColoured = false): string {
   const modes = [...new Set(reports.map(({ parameters }) => String(parameters["mode"])))];
   const lines = modes.flatMap((mode) => {
@@ -247,29 +273,39 @@ export function renderComparison(reports: readonly MigrationReport[], isColoured
     return completed.length < 2 ? rows : [...rows, paint(isColoured, "bold", tableRow(`median (${completed.length})`, completed))];
   });
   const failures = reports.flatMap((report, at) =>
-    isCompleted(report) ? [] : paragraph(`no. ${at + 1}`, report.error === null ? `${report["query-migrate"].status}: ${report.verdict}` : `${report.error.code}: ${report.error.message}`),
+    isCompleted(report)
+      ? []
+      : paragraph(
+          `no. ${at + 1}`,
+          report.error === null ? `${report["query-migrate"].status}: ${report.verdict}` : `${report.error.code}: ${report.error.message}`,
+        ),
   );
   return [...TABLE_HEADER.map((line) => paint(isColoured, "dim", line)), ...lines, ...failures].join("\n");
 }
+
+const guestText = ({ id, phase, epoch, vcpus, "memory-bytes": memory, "dirty-log": dirtyLog }: NonNullable<AgentStatus["guest"]>): string =>
+  `${id}: ${phase}, ${bytes(memory)}, ${vcpus} vCPU${vcpus === 1 ? "" : "s"}, ${dirtyLog} dirty log, epoch ${epoch}`;
 
 /** For `precopy status`: some lines of at most 80 columns. */
 export function renderStatus(status: AgentStatus): string {
   const { agent, guest, "query-migrate": query, verdict } = status;
   const { ram } = query;
   const figures = [
-    ...(ram === undefined ? [] : [`${ram["dirty-sync-count"]} rounds`, `${bytes(ram.transferred)} sent`, `${bytes(ram.remaining)} remaining`, bandwidth(averageBandwidth(query))]),
-    ...(query["expected-downtime"] === undefined ? [] : [`expected downtime ${milliseconds(query["expected-downtime"])} ms`]),
-    ...(query.downtime === undefined ? [] : [`downtime ${milliseconds(query.downtime)} ms`]),
-    ...(query["total-time"] === undefined ? [] : [`${milliseconds(query["total-time"])} ms in all`]),
+    ...(ram === undefined
+      ? []
+      : [
+          `${ram["dirty-sync-count"]} rounds`,
+          `${bytes(ram.transferred)} sent`,
+          `${bytes(ram.remaining)} remaining`,
+          bandwidth(averageBandwidth(query)),
+        ]),
+    ...(query["expected-downtime"] === undefined ? [] : [`expected downtime ${time(query["expected-downtime"])}`]),
+    ...(query.downtime === undefined ? [] : [`downtime ${time(query.downtime)}`]),
+    ...(query["total-time"] === undefined ? [] : [`${time(query["total-time"])} in all`]),
   ];
   return [
     ...paragraph("agent", `${agent.name} listens on ${agent.listen} (pid ${agent.pid}, release ${agent.release})`),
-    ...paragraph(
-      "guest",
-      guest === null
-        ? "none"
-        : `${guest.id}: ${guest.phase}, ${bytes(guest["memory-bytes"])}, ${guest.vcpus} vCPU${guest.vcpus === 1 ? "" : "s"}, ${guest["dirty-log"]} dirty log, epoch ${guest.epoch}`,
-    ),
+    ...paragraph("guest", guest === null ? "none" : guestText(guest)),
     ...paragraph("migration", [query.status, ...figures].join(", ")),
     ...(query["error-desc"] === undefined ? [] : paragraph("error", query["error-desc"])),
     ...(verdict === null ? [] : paragraph("verdict", verdict)),

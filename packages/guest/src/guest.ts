@@ -204,5 +204,6 @@ export class Guest {
     await this.#host.memory.free();
     await this.#host.memory.detach();
     this.#host.segments.give(this.memory.segments);
+    await this.#host.threads.prepare(this.#vcpus.length); // for the next guest
   }
 }

@@ -4,6 +4,8 @@ import type { Program, Workload, WorkloadContext } from "../workload.js";
 
 /** Writes a step at most, so that a step stays short. */
 const BATCH = 32;
+/** A paced writer sleeps at least this long, so that it does not spend its time on waking up. */
+const REST_MS = 0.5;
 /** A writer that fell further behind than this gives up the arrears instead of catching up. */
 const ARREARS_MS = 50;
 /** The hot part of the working set: one tenth. */
@@ -57,7 +59,7 @@ class RandomWriter implements Program {
     const end = Math.min(Math.floor(due), this.#done + BATCH);
     while (this.#done < end) this.#write();
     if (this.#done + 1 <= due || this.#rate === 0) return 0;
-    return Math.max(((this.#done + 1) * 1000) / this.#rate - elapsedMs, 0.05);
+    return Math.max(((this.#done + 1) * 1000) / this.#rate - elapsedMs, REST_MS);
   }
 
   #startOver(): void {

@@ -1,0 +1,40 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { it } from "node:test";
+import { precopy } from "./lab.js";
+
+const SMALL = ["demo", "--memory", "128MiB", "--fill", "32MiB", "--dirty-rate", "5000", "--working-set", "8MiB"];
+
+it("demo: both modes, three clocks, everything verified, and reports for a script", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "precopy-demo-test-"));
+  try {
+    const file = join(folder, "reports.json");
+    const { code, stdout, stderr } = await precopy([...SMALL, "--report", file]);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /0 lost, 0 applied twice/);
+    for (const line of stdout.split("\n")) assert.ok(line.length <= 100, `fits a terminal: ${line}`);
+    const reports = JSON.parse(readFileSync(file, "utf8")) as Record<string, never>[];
+    assert.equal(reports.length, 2);
+    for (const report of reports) {
+      assert.equal(report["digest-equal"], true);
+      for (const clock of Object.values(report["clocks"]!)) assert.ok(Number(clock) > 0);
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+for (const log of ["auto", "barrier"])
+  it(`demo fails if the ${log} dirty log loses one page in 10,000`, async () => {
+    const heavy = ["--dirty-rate", "60k", "--working-set", "48MiB", "--max-bandwidth", "1Gbit", "--modes", "precopy", "--repeats", "3"];
+    const { code, stderr } = await precopy([...SMALL, ...heavy, "--dirty-log", log], { env: { PRECOPY_FORGET_DIRTY: "10000" } });
+    assert.equal(code, 11, stderr);
+    assert.match(stderr, /ERR_VERIFICATION: the dirty log lost \d+ of \d+ pages/);
+  });
+
+it("Ctrl-C in the middle of a demo ends all of its processes", async () => {
+  const { code } = await precopy([...SMALL, "--max-bandwidth", "20Mbit"], { signalAfterMs: 2500 });
+  assert.equal(code, 8);
+});

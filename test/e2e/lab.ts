@@ -1,0 +1,112 @@
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { JsonChild } from "@precopy/lab";
+
+export const PRECOPY = fileURLToPath(new URL("../../../packages/cli/bin/precopy.js", import.meta.url));
+
+export interface Outcome {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs one command to its end. */
+export function precopy(args: readonly string[], { signalAfterMs, env = {} }: { signalAfterMs?: number; env?: Record<string, string> } = {}): Promise<Outcome> {
+  return new Promise((resolve) => {
+    const child = spawn(process.execPath, [PRECOPY, ...args], { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, ...env } });
+    const outcome = { code: null as number | null, stdout: "", stderr: "" };
+    child.stdout.setEncoding("utf8").on("data", (text: string) => {
+      outcome.stdout += text;
+    });
+    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+      outcome.stderr += text;
+    });
+    const timer = signalAfterMs === undefined ? undefined : setTimeout(() => child.kill("SIGINT"), signalAfterMs);
+    child.on("close", (code) => {
+      clearTimeout(timer);
+      resolve({ ...outcome, code });
+    });
+  });
+}
+
+export interface AgentHandle {
+  readonly child: JsonChild;
+  readonly name: string;
+  readonly listen: string;
+  readonly socket: string;
+}
+
+/** Switch, agents and client of one test, in a folder of their own. */
+export class Lab {
+  readonly #folder = mkdtempSync(join(tmpdir(), "precopy-e2e-"));
+  readonly #children: JsonChild[] = [];
+  #switch = "";
+
+  /** @param hold PRECOPY_HOLD for that process: POINT:MS. */
+  start(name: string, args: readonly string[], hold?: string): JsonChild {
+    const env = hold === undefined ? [] : ["env", `PRECOPY_HOLD=${hold}`];
+    const child = new JsonChild(name, [...env, process.execPath, PRECOPY, ...args, "--json"]);
+    this.#children.push(child);
+    return child;
+  }
+
+  async startSwitch(): Promise<void> {
+    this.#switch = String((await this.start("switch", ["switch", "--listen", "127.0.0.1:0"]).expect("listening"))["listen"]);
+  }
+
+  async agent(role: "source" | "target", name: string, args: readonly string[] = [], hold?: string): Promise<AgentHandle> {
+    const socket = join(this.#folder, `${name}.sock`);
+    const network = this.#switch === "" ? [] : ["--switch", this.#switch];
+    const common = ["--listen", "127.0.0.1:0", "--name", name, "--socket", socket, "--state-dir", join(this.#folder, name), ...network];
+    const child = this.start(name, [role, ...common, ...args], hold);
+    const { listen } = await child.expect("listening");
+    if (role === "source") await child.expect("running");
+    return { child, name, listen: String(listen), socket };
+  }
+
+  /** A guest of `memory` whose first vCPU answers the client, at a source agent. */
+  source(name: string, args: readonly string[] = [], hold?: string): Promise<AgentHandle> {
+    const guest = ["--guest", "g", "--workload", "ledger,random-writer", "--memory", "96MiB", "--fill", "32MiB", "--working-set", "4MiB", "--dirty-rate", "2000"];
+    return this.agent("source", name, [...guest, ...args], hold);
+  }
+
+  async client(): Promise<JsonChild> {
+    const client = this.start("client", ["client", "--switch", this.#switch, "--guest", "g"]);
+    await client.expect("connected");
+    return client;
+  }
+
+  migrate(from: AgentHandle, to: string, args: readonly string[] = []): JsonChild {
+    return this.start("migrate", ["migrate", to, "--socket", from.socket, ...args]);
+  }
+
+  /** The guest as `precopy status --json` tells it; null if there is none. */
+  async guestAt(agent: AgentHandle): Promise<{ readonly phase: string; readonly epoch: number } | null> {
+    return JSON.parse((await precopy(["status", "--socket", agent.socket, "--json"])).stdout).guest;
+  }
+
+  async end(): Promise<void> {
+    for (const child of this.#children.toReversed()) await child.end();
+    rmSync(this.#folder, { recursive: true, force: true });
+  }
+}
+
+/** Marks the client's window, lets `ms` pass, and returns how many answers came in it. */
+export async function answersWithin(client: JsonChild, ms: number): Promise<number> {
+  client.write("mark");
+  await client.expect("mark");
+  await new Promise((resolve) => setTimeout(resolve, ms));
+  client.write("mark");
+  return Number((await client.expect("mark"))["acknowledged"]);
+}
+
+/** Resolves when the child has printed a phase event with this phase. */
+export async function untilPhase(child: JsonChild, phase: string): Promise<void> {
+  for (;;) {
+    const line = await child.expect("phase");
+    if (line["phase"] === phase) return;
+  }
+}
