@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import type { JsonChild } from "@precopy/lab";
-import { Lab, answersWithin, untilPhase } from "./lab.js";
+import { Lab, answersWithin, precopy, untilPhase } from "./lab.js";
 import type { AgentHandle } from "./lab.js";
 import { Link } from "./link.js";
 
@@ -94,8 +94,9 @@ describe("between COMMIT and ACTIVE", () => {
     await untilPhase(migration, "in-doubt");
     assert.equal((await lab.guestAt(source))?.phase, "in-doubt");
     assert.equal(await answersWithin(client, 1500), 0, "nobody answers: the guest runs nowhere");
-    const cancel = lab.start("cancel", ["migrate", target.listen, "--socket", source.socket]);
-    assert.equal(await cancel.exited, 6);
+    const cancel = await precopy(["cancel", "--socket", source.socket]);
+    assert.equal(cancel.code, 5);
+    assert.match(cancel.stderr, /^precopy: ERR_CANCEL_TOO_LATE: /);
     client.kill("SIGKILL");
   });
 
@@ -129,9 +130,8 @@ describe("cancel", () => {
       const client = await lab.client();
       const migration = lab.migrate(source, target.listen, args);
       await untilPhase(migration, phase);
-      const cancel = lab.start("cancel", ["cancel", "--socket", source.socket]);
+      assert.equal((await precopy(["cancel", "--socket", source.socket])).code, 0);
       assert.equal(await migration.exited, 8);
-      await cancel.exited;
       await runsOnAtSource(source, client);
     });
 });

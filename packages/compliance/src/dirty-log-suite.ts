@@ -10,6 +10,7 @@ import type { MakeLog } from "./tracked-guest.js";
 const GUEST_BYTES = 16 * 2 ** 20;
 const HOSTILE_BYTES = 64 * 2 ** 20;
 const HOSTILE_WRITES = 2_000_000;
+const HOSTILE_COLLECTIONS = 20;
 const FORGET_EVERY = 10_000;
 
 /** `pages` and nothing else; where the kernel uses huge pages unasked, their neighbours may be listed too. */
@@ -130,10 +131,9 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
 
     it(`loses no write of two threads at full speed: after ${HOSTILE_WRITES} writes both images are equal byte for byte`, { skip }, async (context) => {
       const seed = Math.floor(Math.random() * 2 ** 31);
-      const result = await withTrackedGuest(HOSTILE_BYTES, makeLog, (guest) => copyWhileWritten(guest, HOSTILE_WRITES, seed));
+      const result = await withTrackedGuest(HOSTILE_BYTES, makeLog, (guest) => copyWhileWritten(guest, HOSTILE_WRITES, HOSTILE_COLLECTIONS, seed));
       context.diagnostic(`seed ${seed}: ${result.writes} writes, ${result.collections} collections, ${result.copiedPages} pages copied`);
       assert.ok(result.writes >= HOSTILE_WRITES);
-      assert.ok(result.collections > 5, `only ${result.collections} collections`);
       assert.deepEqual(result.differing, [], `lost pages; seed ${seed}`);
     });
 
@@ -142,7 +142,7 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         const { log, barrier } = makeLog(memory);
         return { log: new ForgetfulDirtyLog(log, FORGET_EVERY, memory.pages), barrier };
       };
-      const result = await withTrackedGuest(HOSTILE_BYTES, makeForgetful, (guest) => copyWhileWritten(guest, HOSTILE_WRITES / 10, 1));
+      const result = await withTrackedGuest(HOSTILE_BYTES, makeForgetful, (guest) => copyWhileWritten(guest, HOSTILE_WRITES / 10, 1, 1));
       // The sweep writes each of 16,384 pages once, so one or two of them are forgotten and never written again.
       assert.ok(result.differing.length >= 1, "no difference was found");
       assert.ok(result.differing.length <= 2 + result.copiedPages / FORGET_EVERY, `${result.differing.length} pages differ`);

@@ -12,6 +12,7 @@ const WRITERS = 2;
 export interface CopyResult {
   /** Words written altogether. */
   readonly writes: number;
+  /** Those that listed something. */
   readonly collections: number;
   readonly copiedPages: number;
   /** Pages of the copy that are not as in the guest, with the writers stopped and everything collected: a lost write each. */
@@ -19,11 +20,11 @@ export interface CopyResult {
 }
 
 /**
- * Two threads write random words at full speed until `leastWrites`, then every page once more, while this thread collects and copies
+ * Two threads write random words at full speed until `leastWrites` and `leastCollections`, then every page once more, while this thread collects and copies
  * what was collected. Then they stop, a last collection is copied, and both images are compared byte for byte.
- * The sweep at the end makes a lost page stay lost: no later write brings it back.
+ * `leastCollections` is what makes both overlap: two million plain stores take a few milliseconds. The sweep at the end makes a lost page stay lost: no later write brings it back.
  */
-export async function copyWhileWritten(guest: TrackedGuest, leastWrites: number, seed: number): Promise<CopyResult> {
+export async function copyWhileWritten(guest: TrackedGuest, leastWrites: number, leastCollections: number, seed: number): Promise<CopyResult> {
   const { memory, log, barrier } = guest;
   const copy = Buffer.alloc(memory.bytes);
   const control = new Int32Array(new SharedArrayBuffer(8));
@@ -31,11 +32,12 @@ export async function copyWhileWritten(guest: TrackedGuest, leastWrites: number,
   let collections = 0;
   let copiedPages = 0;
   const copyListed = (): void => {
-    collections++;
-    into.forEachRun(0, 1, (first, pages) => {
+    const before = copiedPages;
+    into.forEachRun((first, pages) => {
       copy.set(memory.view(first, pages), first * PAGE_BYTES);
       copiedPages += pages;
     });
+    if (copiedPages > before) collections++;
     into.clear();
   };
   const collect = (): void => {
@@ -51,7 +53,7 @@ export async function copyWhileWritten(guest: TrackedGuest, leastWrites: number,
     });
     while (running > 0) {
       collect();
-      if (Atomics.load(control, 1) >= leastWrites) Atomics.store(control, 0, 1);
+      if (Atomics.load(control, 1) >= leastWrites && collections >= leastCollections) Atomics.store(control, 0, 1);
       await setImmediate();
     }
     await Promise.all(ends);
@@ -60,8 +62,12 @@ export async function copyWhileWritten(guest: TrackedGuest, leastWrites: number,
 
   log.start(into);
   copyListed();
-  await copyDuring("random");
-  await copyDuring("sweep");
+  try {
+    await copyDuring("random");
+    await copyDuring("sweep");
+  } finally {
+    Atomics.store(control, 0, 1); // a failure here must not leave the writers writing
+  }
   const differing: number[] = [];
   for (let page = 0; page < memory.pages; page++)
     if (Buffer.compare(memory.view(page, 1), copy.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)) !== 0) differing.push(page);

@@ -37,7 +37,7 @@ export function listed(memory: GuestMemory, fill: (into: Bitmap) => void): numbe
   const into = new Bitmap(memory.pages);
   fill(into);
   const pages: number[] = [];
-  into.forEachRun(0, 1, (first, count) => {
+  into.forEachRun((first, count) => {
     for (let page = first; page < first + count; page++) pages.push(page);
   });
   return pages;

@@ -74,7 +74,8 @@ async function drive(plan: DemoPlan, folder: string, start: Start, onEvent: (eve
   const source = agent("source", "a", "--guest", GUEST, ...plan.guestArguments);
   const target = agent("target", "b");
   const addresses = [text(await source.expect("listening"), "listen"), text(await target.expect("listening"), "listen")] as const;
-  say(`agents a (pid ${source.pid}) at ${addresses[0]} and b (pid ${target.pid}) at ${addresses[1]}; switch at ${network}`);
+  say(`agent a: process ${source.pid}, ${addresses[0]}`);
+  say(`agent b: process ${target.pid}, ${addresses[1]}; switch: ${network}`);
   await source.expect("running");
   const client = start("client", "client", "--switch", network, "--guest", GUEST);
   await client.expect("connected");

@@ -12,6 +12,7 @@ export const SWITCH_MACS_MAX = 4096;
 export const SWITCH_GUESTS_MAX = 4096;
 /** A port that sent nothing for this long is gone; a card says hello every second. */
 export const PORT_AGE_MS = 10_000;
+/** How often it looks for such ports, as long as there are datagrams. */
 const SWEEP_MS = 1000;
 const BUFFER_BYTES = 2 ** 20;
 /** Datagrams the system has not taken yet; more are dropped. */

@@ -25,7 +25,7 @@ const EVERY: { [T in ControlType]: Message<T> } = {
   },
   admitted: { type: "admitted", session: SESSION, release: "0.1.0", pump: "direct", probeMs: 0.4 },
   refused: { type: "refused", code: "ERR_EPOCH", message: "Guest g1 is offered at epoch 1; epoch 2 was seen here" },
-  flushed: { type: "flushed", channel: 1, round: 3, packets: 12, bytes: 2 ** 40, storeMs: 1.5 },
+  flushed: { type: "flushed", channel: 1, round: 3, packets: 12 },
   state: {
     type: "state",
     epoch: 2,

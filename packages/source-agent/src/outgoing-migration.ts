@@ -115,6 +115,7 @@ export class OutgoingMigration {
     });
     this.#emitPhase("setup");
     await this.#options.holdAt?.("source.setup");
+    this.#abort.signal.throwIfAborted();
     const control = await ControlChannel.connect(this.to, this.#abort.signal);
     this.#control = control;
     this.#abort.signal.addEventListener("abort", () => control.close(MigrationError.from(this.#abort.signal.reason)), { once: true });

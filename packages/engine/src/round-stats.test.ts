@@ -1,0 +1,52 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS } from "@precopy/protocol";
+import { RoundStats } from "./round-stats.js";
+
+function after(...rounds: readonly (readonly [bytes: number, ms: number])[]): RoundStats {
+  const stats = new RoundStats();
+  for (const [bytes, ms] of rounds) stats.add({ normalPages: 0, zeroPages: 0, bytes, ms });
+  return stats;
+}
+const bandwidth = (stats: RoundStats): number | undefined => stats.bandwidthBytesPerSecond;
+
+describe("RoundStats", () => {
+  it("knows neither bandwidth nor fixed part before the first round, and then sends in no time", () => {
+    const stats = after();
+    assert.deepEqual([bandwidth(stats), stats.fixedMs, stats.transferMs(2 ** 30)], [undefined, undefined, 0]);
+  });
+
+  it("takes the bandwidth of a round that carried 16 MiB, however fast, or took 20 ms, however little it carried", () => {
+    assert.equal(bandwidth(after([BANDWIDTH_WINDOW_BYTES, 1])), BANDWIDTH_WINDOW_BYTES * 1000);
+    assert.equal(bandwidth(after([1000, BANDWIDTH_WINDOW_MS])), 1000 * (1000 / BANDWIDTH_WINDOW_MS));
+  });
+
+  it("learns no bandwidth from a round that was a byte too small and a moment too short", () => {
+    const stats = after([BANDWIDTH_WINDOW_BYTES - 1, BANDWIDTH_WINDOW_MS - 0.001]);
+    assert.equal(bandwidth(stats), undefined);
+  });
+
+  it("keeps the bandwidth of a long round through any number of short ones", () => {
+    const stats = after([100_000_000, 100], [100, 5], [0, 1], [BANDWIDTH_WINDOW_BYTES - 1, 19]);
+    assert.equal(bandwidth(stats), 1_000_000_000);
+    assert.equal(stats.transferMs(1_000_000), 1);
+  });
+
+  it("forgets an older bandwidth when a later long round shows another", () => {
+    assert.equal(bandwidth(after([100_000_000, 100], [100_000_000, 1000])), 100_000_000);
+  });
+
+  it("keeps the fixed part through long rounds: they say nothing of it", () => {
+    assert.equal(after([0, 3], [100_000_000, 100]).fixedMs, 3);
+  });
+
+  it("takes what a short round took beyond its transfer as its fixed part, and never less than nothing", () => {
+    assert.equal(after([100_000_000, 100], [2_000_000, 5]).fixedMs, 3);
+    assert.equal(after([100_000_000, 100], [10_000_000, 5]).fixedMs, 0);
+    assert.equal(after([2_000_000, 5]).fixedMs, 5, "while the bandwidth is unknown all of it is fixed");
+  });
+
+  it("gives a finite bandwidth for a round that took no time by the clock", () => {
+    assert.ok(Number.isFinite(bandwidth(after([BANDWIDTH_WINDOW_BYTES, 0]))));
+  });
+});
