@@ -97,10 +97,7 @@ export async function runDemoCommand(options: DemoOptions, run: RunContext): Pro
   if (options.report !== undefined) writeReport(options.report, reports);
   if (options.isJson) printJson(run, { type: "client", ...client });
   say(`\n${renderComparison(reports, isColoured(run))}`);
-  say(
-    `client: ${client.issued} requests, ${client.acknowledged} acknowledged, ${client.lost} lost, ${client.doubled} applied twice, ` +
-      `${client.staleEpochAnswers} from an older owner`,
-  );
+  say(`client: ${client.acknowledged} of ${client.issued} requests acknowledged, ${client.lost} lost, ${client.doubled} applied twice`);
   const unproven = reports.find((report) => report["digest-equal"] === false);
   if (unproven !== undefined) throw new MigrationError("ERR_VERIFICATION", unproven.verdict);
   if (!client.isVerified)

@@ -51,14 +51,15 @@ export class Migration {
   readonly #plan: MigrationPlan;
   readonly #ports: MigrationPorts;
   readonly #broken: Promise<never>;
-  #break: (error: MigrationError) => void = () => {};
+  #reject: (error: MigrationError) => void = () => {};
+  #isBroken = false;
   #state: SourceState = { phase: "setup" };
 
   constructor(plan: MigrationPlan, ports: MigrationPorts) {
     this.#plan = plan;
     this.#ports = ports;
     this.#broken = new Promise((_, reject) => {
-      this.#break = reject;
+      this.#reject = reject;
     });
     this.#broken.catch(() => {}); // it is raced against everything that is awaited; by itself it concerns nobody
   }
@@ -71,6 +72,11 @@ export class Migration {
   cancel(): void {
     if (!sourceMayAbort(this.#state.phase)) throw new MigrationError("ERR_CANCEL_TOO_LATE", `The migration is ${this.#state.phase}`);
     this.#break(new MigrationError("ERR_CANCELLED", "Cancelled by the operator"));
+  }
+
+  #break(error: MigrationError): void {
+    this.#isBroken = true;
+    this.#reject(error);
   }
 
   /** Link or peer are gone. Before COMMIT that fails the migration; after it, it changes nothing: the target's answer decides. */
@@ -87,7 +93,6 @@ export class Migration {
     const { epoch, acceptedAtMs } = this.#plan;
     const { prepared, setupMs, expectedDowntimeMs } = await this.#reachPrepared();
     const { pausedAtMs } = prepared;
-    this.#enter(enterSource(this.#state, { phase: "committing", epoch, pausedAtMs }));
     handover.decideCommit();
     const answer = await handover.commit(clock() - pausedAtMs, () => this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })));
     const answeredAt = clock();
@@ -107,6 +112,7 @@ export class Migration {
     };
   }
 
+  /** Ends in `committing`, or throws in `failed` or `cancelled`. */
   async #reachPrepared(): Promise<{ prepared: Prepared; setupMs: number; expectedDowntimeMs: number | undefined }> {
     const { clock } = this.#ports;
     const { acceptedAtMs, epoch } = this.#plan;
@@ -132,6 +138,9 @@ export class Migration {
         expectedDowntimeMs: live?.expectedDowntimeMs,
         decision: "last round: guest paused",
       });
+      // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.
+      if (this.#isBroken) await this.#unlessBroken(this.#broken);
+      this.#enter(enterSource(this.#state, { phase: "committing", epoch, pausedAtMs: prepared.pausedAtMs }));
       return { prepared, setupMs: live?.setupMs ?? pausedAtMs - acceptedAtMs, expectedDowntimeMs: live?.expectedDowntimeMs };
     } catch (thrown) {
       const error = MigrationError.from(thrown);
@@ -159,8 +168,8 @@ export class Migration {
     try {
       return await Promise.race([work, this.#broken]);
     } catch (thrown) {
-      await this.#ports.stop(MigrationError.from(thrown));
-      await work.catch(() => {}); // it fails because of what is being thrown already
+      // Both end because of what is being thrown already, so whatever they throw themselves says nothing new.
+      await Promise.allSettled([this.#ports.stop(MigrationError.from(thrown)), work]);
       throw thrown;
     }
   }

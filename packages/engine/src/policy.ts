@@ -27,6 +27,8 @@ const TOTAL_MS_PER_PAUSE_MS = 20;
 const STALLED_ROUNDS = 5;
 /** A new shortest must be shorter by this much to count. */
 const STALLED_SHARE = 0.02;
+/** A guest that dirties almost as fast as the link sends gains a little each round, for hours: 64 GiB at 99 % would take 549 rounds. */
+const ROUNDS_MAX = 150;
 
 /**
  * Decides after each round, from the history of outlooks (oldest first, never empty) and the limit. Pure: engine, simulator and tests
@@ -40,10 +42,10 @@ export function decide(history: readonly RoundOutlook[], downtimeLimitMs: number
   if (expected <= downtimeLimitMs) {
     const gain = expected - now.forecastDowntimeMs;
     const isWorth = gain > Math.max(WORTH_SHARE * expected, WORTH_MS) && now.nextRoundMs <= TOTAL_MS_PER_PAUSE_MS * gain;
-    if (isWorth && !isStalled(history, 2)) return { action: "next round", reason: `would save ${gain.toFixed(1)} ms of pause` };
+    if (isWorth && history.length < ROUNDS_MAX && !isStalled(history, 2)) return { action: "next round", reason: `would save ${gain.toFixed(1)} ms of pause` };
     return { action: "switch over", reason: `expected ${expected.toFixed(1)} ms` };
   }
-  if (isStalled(history, STALLED_ROUNDS)) return { action: "give up", reason: verdict(history, downtimeLimitMs) };
+  if (history.length >= ROUNDS_MAX || isStalled(history, STALLED_ROUNDS)) return { action: "give up", reason: verdict(history, downtimeLimitMs) };
   return { action: "next round", reason: `expected ${expected.toFixed(0)} ms is over the limit` };
 }
 

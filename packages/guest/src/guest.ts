@@ -150,13 +150,13 @@ export class Guest {
   async boot(): Promise<void> {
     this.clock.set(0);
     await Promise.all(this.#vcpus.map((vcpu) => vcpu.boot()));
-    this.clock.set(0);
   }
 
   /** Registers and devices as they were saved. @throws {MigrationError} ERR_WORKLOAD_FAILED */
   async load(state: GuestState): Promise<void> {
     if (state.registers.length !== this.#vcpus.length || state.devices.length !== this.#devices.length)
       throw new MigrationError("ERR_BAD_MESSAGE", "State of another number of vCPUs or devices");
+    this.clock.set(state.clockMs); // programs may look at it while they load; it is moved on before they run
     this.#devices.forEach((device, at) => device.load(state.devices[at]));
     await Promise.all(this.#vcpus.map((vcpu, at) => vcpu.load(state.registers[at]!))); // counted above
   }

@@ -14,7 +14,10 @@ const FRAME: LedgerFrame = {
 
 it("the bytes of one request are these", () => {
   const header = "525400010203" + "5254000a0b0c" + "88b5";
-  assert.equal(encodeLedgerFrame(FRAME).toString("hex"), header + "50434c47" + "01000000" + "44332211" + "07000000" + "feffffff" + "00".repeat(26));
+  assert.equal(
+    encodeLedgerFrame(FRAME).toString("hex"),
+    header + "50434c47" + "01000000" + "44332211" + "07000000" + "feffffff" + "00".repeat(26),
+  );
 });
 
 it("every kind comes back as it went in, also from the middle of a larger buffer", () => {
@@ -27,7 +30,8 @@ it("every kind comes back as it went in, also from the middle of a larger buffer
 
 it("a frame of any other length is not one of ours", () => {
   const bytes = Buffer.concat([encodeLedgerFrame(FRAME), Buffer.alloc(1)]);
-  for (let length = 0; length <= bytes.byteLength; length++) if (length !== 60) assert.equal(decodeLedgerFrame(bytes.subarray(0, length)), undefined);
+  for (let length = 0; length <= bytes.byteLength; length++)
+    if (length !== 60) assert.equal(decodeLedgerFrame(bytes.subarray(0, length)), undefined);
 });
 
 it("ethertype, magic, kind, reserved bytes, a zero id and padding are each checked", () => {

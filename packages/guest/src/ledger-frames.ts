@@ -54,7 +54,8 @@ export function decodeLedgerFrame(frame: Uint8Array): LedgerFrame | undefined {
   const bytes = Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength);
   const kind = bytes[18];
   const id = bytes.readUInt32LE(26);
-  if (bytes.readUInt16BE(12) !== LEDGER_ETHERTYPE || bytes.readUInt32LE(14) !== LEDGER_MAGIC || !isLedgerKind(kind) || id === 0) return undefined;
+  if (bytes.readUInt16BE(12) !== LEDGER_ETHERTYPE || bytes.readUInt32LE(14) !== LEDGER_MAGIC || !isLedgerKind(kind) || id === 0)
+    return undefined;
   if (bytes.readUIntLE(19, 3) !== 0 || bytes.subarray(PADDING_AT).some((byte) => byte !== 0)) return undefined;
   const addresses = { targetMac: formatMac(bytes), sourceMac: formatMac(bytes.subarray(6)) };
   return { ...addresses, kind, client: bytes.readUInt32LE(22), id, value: bytes.readUInt32LE(30) };

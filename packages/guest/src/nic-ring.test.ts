@@ -75,7 +75,11 @@ it("whatever the counters say, the device writes only its own counters and the r
       const changed = [...view.keys()].filter((at) => view[at] !== before[at]);
       const isAllowed = (at: number): boolean =>
         (at >= RX_SLOTS && at < TX_SLOTS) || (at >= RX_PRODUCED && at < RX_PRODUCED + 4) || (at >= TX_CONSUMED && at < TX_CONSUMED + 4);
-      assert.deepEqual(changed.filter((at) => !isAllowed(at)), [], `produced ${produced}, consumed ${consumed}`);
+      assert.deepEqual(
+        changed.filter((at) => !isAllowed(at)),
+        [],
+        `produced ${produced}, consumed ${consumed}`,
+      );
     }
 });
 

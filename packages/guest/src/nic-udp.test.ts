@@ -59,7 +59,9 @@ for (const host of ["127.0.0.1", "::1"])
   it(`over ${host} it says hello and sends frames with tag and epoch, and delivers what the switch sends`, async (t) => {
     const peer = await new Peer(host).bind(t);
     const backend = await open(t, peer);
-    const arrived = new Promise<{ frame: Uint8Array; epoch: number }>((resolve) => backend.start(7, (frame, { epoch }) => resolve({ frame, epoch })));
+    const arrived = new Promise<{ frame: Uint8Array; epoch: number }>((resolve) =>
+      backend.start(7, (frame, { epoch }) => resolve({ frame, epoch })),
+    );
     assert.equal(backend.send(FRAME), true);
     await peer.until(2);
     assert.deepEqual(

@@ -154,8 +154,19 @@ it("a guest that lies about its counters costs one ring of frames a kick, not fo
 
 it("state that is no card's is refused", () => {
   const { nic } = card();
-  for (const state of [undefined, null, 1, {}, { received: 1, sent: 1 }, { received: -1, sent: 0, dropped: 0 }, { received: 0.5, sent: 0, dropped: "0" }])
-    assert.throws(() => nic.load(state), (error) => error instanceof MigrationError && error.code === "ERR_BAD_MESSAGE");
+  for (const state of [
+    undefined,
+    null,
+    1,
+    {},
+    { received: 1, sent: 1 },
+    { received: -1, sent: 0, dropped: 0 },
+    { received: 0.5, sent: 0, dropped: "0" },
+  ])
+    assert.throws(
+      () => nic.load(state),
+      (error) => error instanceof MigrationError && error.code === "ERR_BAD_MESSAGE",
+    );
 });
 
 it("close may come twice, and without a start", () => {

@@ -16,8 +16,8 @@ export interface FrameBackend {
 }
 
 /**
- * When an address is announced after a move, in ms after the one before: QEMU's announce-initial 50, announce-step 100, announce-max 550 and
- * announce-rounds 5 (migration/options.c; the first at once and the formula of qemu_announce_timer_step() in net/announce.c).
+ * When an address is announced after a move, in ms after the one before: QEMU's announce-initial 50, announce-step 100, announce-max 550
+ * and announce-rounds 5 (migration/options.c; the first at once and the formula of qemu_announce_timer_step() in net/announce.c).
  */
 const ANNOUNCE = { initialMs: 50, stepMs: 100, maxMs: 550, rounds: 5 } as const;
 export const ANNOUNCE_DELAYS_MS: readonly number[] = Array.from({ length: ANNOUNCE.rounds }, (_, round) =>

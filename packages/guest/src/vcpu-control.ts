@@ -4,7 +4,7 @@
  * reads WAKE, then looks for work, then sleeps only if WAKE is still what it read, so no news is slept over.
  */
 export const VcpuWord = { REQUEST: 0, WAKE: 1, PROBE: 2, PROBED: 3 } as const;
-export const VCPU_WORDS = 4;
+const VCPU_WORDS = 4;
 
 export const VcpuRequest = { Run: 0, Pause: 1, End: 2 } as const;
 

@@ -205,7 +205,13 @@ export class LedgerClient {
     const counter = await this.#read(Math.max(untilMs, hostNowMs() + COUNTER_TIMEOUT_MS));
     const statistics = this.statistics();
     this.close();
-    return { ...statistics, ...this.#settle(counter, statistics), counter, p50Ms: this.#latencies.percentile(0.5), p99Ms: this.#latencies.percentile(0.99) };
+    return {
+      ...statistics,
+      ...this.#settle(counter, statistics),
+      counter,
+      p50Ms: this.#latencies.percentile(0.5),
+      p99Ms: this.#latencies.percentile(0.99),
+    };
   }
 
   /** Idempotent. A `finish` under way reports what is known. */
@@ -220,7 +226,10 @@ export class LedgerClient {
    * Each counter value from the start on is one request's increment. A result that no other request got and that the counter has reached is
    * that request's; values left over are increments of unanswered requests, or doubled ones.
    */
-  #settle(counter: number | undefined, { unanswered, staleEpochAnswers }: ClientStatistics): Pick<ClientReport, "lost" | "doubled" | "isVerified"> {
+  #settle(
+    counter: number | undefined,
+    { unanswered, staleEpochAnswers }: ClientStatistics,
+  ): Pick<ClientReport, "lost" | "doubled" | "isVerified"> {
     const increments = counter === undefined ? this.#plausibleResult : (counter - this.#counterAtStart) >>> 0;
     const owned = this.#results.countTo(increments);
     const lost = this.#acknowledged - owned;

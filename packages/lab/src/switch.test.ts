@@ -23,19 +23,22 @@ function frame({ from, to, tag = NO_GUEST_TAG, epoch = 0 }: Sent): Datagram {
   return { kind: DatagramKind.Frame, guestTag: tag, epoch, frame: bytes };
 }
 const hello = (tag = NO_GUEST_TAG, epoch = 0): Datagram => ({ kind: DatagramKind.Hello, guestTag: tag, epoch, frame: Buffer.alloc(0) });
-const numberedMac = (number: number): string => `02:00:00:00:${(number >> 8).toString(16).padStart(2, "0")}:${(number & 255).toString(16).padStart(2, "0")}`;
+const numberedMac = (number: number): string =>
+  `02:00:00:00:${(number >> 8).toString(16).padStart(2, "0")}:${(number & 255).toString(16).padStart(2, "0")}`;
 
 /** A table, and the port numbers that each datagram goes to. */
 function bench() {
   const table = new ForwardingTable();
-  const accept = (datagram: Datagram | undefined, port: number, nowMs = 0): number[] => table.accept(datagram, at(port), nowMs).map((target) => target.port);
-  const guestAt = (port: number, epoch: number, tag = GUEST, nowMs = 0): number[] => accept(frame({ from: GUEST_MAC, to: BROADCAST_MAC, tag, epoch }), port, nowMs);
+  const accept = (datagram: Datagram | undefined, port: number, nowMs = 0): number[] =>
+    table.accept(datagram, at(port), nowMs).map((target) => target.port);
+  const guestAt = (port: number, epoch: number, tag = GUEST, nowMs = 0): number[] =>
+    accept(frame({ from: GUEST_MAC, to: BROADCAST_MAC, tag, epoch }), port, nowMs);
   const toGuest = (port: number, nowMs = 0): number[] => accept(frame({ from: CLIENT_MAC, to: GUEST_MAC }), port, nowMs);
   return { table, accept, guestAt, toGuest };
 }
 
 describe("learning", () => {
-  it("broadcast and unknown addresses go to every other port, a known one to its port only, and nothing goes back where it came from", () => {
+  it("broadcast and unknown addresses go to every other port, a known one to its own, and nothing goes back", () => {
     const { accept, toGuest, guestAt } = bench();
     for (const port of [1, 2, 3]) assert.deepEqual(accept(hello(), port), []);
     assert.deepEqual(toGuest(1), [2, 3]);
@@ -85,11 +88,15 @@ describe("epochs", () => {
     assert.deepEqual({ droppedStaleEpoch, ports, guests }, { droppedStaleEpoch: 2, ports: 3, guests: 1 });
   });
 
-  it("a hello at a newer epoch is enough to fence the old owner", () => {
-    const { accept, guestAt } = bench();
+  it("a hello at a newer epoch is enough to fence the old owner, and to reach the new one before it sends a frame", () => {
+    const { accept, guestAt, toGuest } = bench();
     guestAt(1, 4);
+    assert.deepEqual(toGuest(9), [1]);
     accept(hello(GUEST, 5), 2);
     assert.deepEqual(guestAt(1, 4), []);
+    assert.ok(toGuest(9).includes(2));
+    guestAt(2, 5);
+    assert.deepEqual(toGuest(9), [2]);
   });
 
   it("the fence holds after all ports aged out", () => {
@@ -110,7 +117,11 @@ describe("epochs", () => {
   });
 
   it("a guest's address does not move to another guest or to a port without one, and their frames are dropped", () => {
-    for (const [tag, epoch] of [[NO_GUEST_TAG, 0], [NO_GUEST_TAG, 9], [guestTag("another"), 9]] as const) {
+    for (const [tag, epoch] of [
+      [NO_GUEST_TAG, 0],
+      [NO_GUEST_TAG, 9],
+      [guestTag("another"), 9],
+    ] as const) {
       const { table, guestAt, toGuest } = bench();
       guestAt(1, 5);
       assert.deepEqual(guestAt(2, epoch, tag), []);
@@ -151,7 +162,10 @@ describe("bounds", () => {
     assert.deepEqual(guestAt(2, 1), []);
     accept(hello(guestTag("0"), 0), 3);
     const { guests, ports, droppedFull, droppedStaleEpoch } = table.counts();
-    assert.deepEqual({ guests, ports, droppedFull, droppedStaleEpoch }, { guests: SWITCH_GUESTS_MAX, ports: 1, droppedFull: 1, droppedStaleEpoch: 1 });
+    assert.deepEqual(
+      { guests, ports, droppedFull, droppedStaleEpoch },
+      { guests: SWITCH_GUESTS_MAX, ports: 1, droppedFull: 1, droppedStaleEpoch: 1 },
+    );
   });
 });
 
@@ -183,7 +197,7 @@ for (const host of ["127.0.0.1", "::1", "localhost"])
     assert.deepEqual({ received, sent, ports, macs }, { received: 8, sent: 4, ports: 2, macs: 2 });
   });
 
-it("a port that is taken is ERR_PORT_IN_USE, an address of another host ERR_ADDRESS, and a closed switch leaves its port free", async () => {
+it("a port that is taken is ERR_PORT_IN_USE, an address of another host ERR_ADDRESS, and close frees the port", async () => {
   const lab = await Switch.listen({ host: "127.0.0.1", port: 0 });
   const { address } = lab;
   const isCode = (code: string) => (error: unknown) => error instanceof MigrationError && error.code === code && error.cause !== undefined;

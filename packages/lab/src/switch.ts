@@ -58,8 +58,8 @@ export class ForwardingTable {
   /** Learns from a datagram and says which ports get it: none if it is dropped. Undefined `datagram`: it was malformed. */
   accept(datagram: Datagram | undefined, from: Address, nowMs: number): readonly SwitchPort[] {
     if (nowMs - this.#sweptMs >= SWEEP_MS) this.sweep(nowMs);
-    const isMalformed = datagram === undefined || (datagram.kind === DatagramKind.Frame && (datagram.frame[6]! & 1) !== 0); // a group's address
-    if (isMalformed) return this.#drop("droppedMalformed");
+    const isGroup = datagram?.kind === DatagramKind.Frame && (datagram.frame[6]! & 1) !== 0; // nobody sends from a group's address
+    if (datagram === undefined || isGroup) return this.#drop("droppedMalformed");
     if (!this.#isCurrent(datagram)) return this.#drop("droppedStaleEpoch");
     const port = formatAddress(from);
     const isFull =
@@ -89,10 +89,16 @@ export class ForwardingTable {
     if (known === undefined && this.#stations.size >= SWITCH_MACS_MAX) return this.#drop("droppedFull");
     if (known !== undefined && known.port !== from && !mayMove(known, datagram)) return this.#drop("droppedForeignMac");
     if (known === undefined || mayMove(known, datagram)) this.#stations.set(source, { port: from, guestTag, epoch });
-    const target = this.#stations.get(formatMac(frame));
-    const port = target === undefined ? undefined : this.#ports.get(target.port);
-    if (target === undefined || port === undefined) return [...this.#ports].filter(([key]) => key !== from).map(([, other]) => other);
-    return target.port === from ? [] : [port];
+    const target = this.#locate(formatMac(frame));
+    if (target === undefined) return [...this.#ports].filter(([key]) => key !== from).map(([, port]) => port);
+    const port = this.#ports.get(target);
+    return target === from || port === undefined ? [] : [port];
+  }
+
+  /** The port of an address; not known any more if its guest was since heard of at a newer epoch, even if nothing announced it there. */
+  #locate(mac: string): string | undefined {
+    const station = this.#stations.get(mac);
+    return station === undefined || station.epoch < (this.#epochs.get(station.guestTag) ?? 0) ? undefined : station.port;
   }
 
   #isCurrent({ guestTag, epoch }: Datagram): boolean {
@@ -105,13 +111,12 @@ export class ForwardingTable {
   }
 }
 
-/** A guest's address goes where that guest is, at its epoch or a newer one; any other address goes where it was heard last. */
-const mayMove = (known: Station, { guestTag, epoch }: Datagram): boolean =>
-  known.guestTag === NO_GUEST_TAG || (known.guestTag === guestTag && epoch >= known.epoch);
+/** A guest's address goes where that guest is, and an older epoch of it was dropped before; any other goes where it was heard last. */
+const mayMove = (known: Station, { guestTag }: Datagram): boolean => known.guestTag === NO_GUEST_TAG || known.guestTag === guestTag;
 
 /**
  * A small learning switch for frames in UDP datagrams (protocol/frame.ts). A port is the address and port that datagrams come from. Frames
- * go to the port where their target address was heard, else to all others. What a guest's former owner still sends is dropped: epochs fence.
+ * go to the port where their target address was heard, else to all others. What a guest's former owner still sends is dropped.
  * It trusts its network: whoever can send to it can claim addresses and epochs that are not taken yet.
  */
 export class Switch {
@@ -147,7 +152,9 @@ export class Switch {
     } catch (cause) {
       socket?.close();
       const isTaken = cause instanceof Error && "code" in cause && cause.code === "EADDRINUSE";
-      throw new MigrationError(isTaken ? "ERR_PORT_IN_USE" : "ERR_ADDRESS", `Cannot listen on UDP ${formatAddress({ host, port })}`, { cause });
+      throw new MigrationError(isTaken ? "ERR_PORT_IN_USE" : "ERR_ADDRESS", `Cannot listen on UDP ${formatAddress({ host, port })}`, {
+        cause,
+      });
     }
   }
 

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, it } from "node:test";
@@ -205,16 +206,16 @@ if (isMainThread)
       }),
     );
 
-    it("closed handles stay closed: a descriptor that got the same number is neither shut down nor closed by them", () =>
-      withPair(async (near) => {
+    it("closed handles stay closed: a descriptor that got the same number is not closed by them", () =>
+      withPair((near) => {
         near.close();
-        await withPair((again, far) => {
-          assert.equal(again.fd, near.fd, "the number was not used again, so this shows nothing");
-          near.shutdown();
-          near.close();
-          assert.equal(new BlockingSocket(again.fd, 50, yes).write(Buffer.from("x")), true);
-          assert.equal(new BlockingSocket(far.fd, 50, yes).read(Buffer.alloc(1), 0, 1), true);
-        });
+        const files: number[] = [];
+        do files.push(openSync("/dev/null", "r"));
+        while (files.at(-1) !== near.fd && files.length < 1000);
+        near.shutdown();
+        near.close();
+        assert.ok(files.includes(near.fd), "the number was not used again, so this shows nothing");
+        for (const file of files) closeSync(file); // EBADF if one is closed already
       }),
     );
   });

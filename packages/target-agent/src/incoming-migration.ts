@@ -1,10 +1,9 @@
-import type { Socket } from "node:net";
 import { Bitmap, Guest, allocateHashTable, joinDigests } from "@precopy/guest";
 import type { GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
 import { MigrationError, enterTarget } from "@precopy/protocol";
 import type { Message, TargetPhase, TargetState } from "@precopy/protocol";
 import { PageChannel, SWITCHING } from "@precopy/transport";
-import type { ChannelName, ChannelThreads, ControlChannel, PumpKind } from "@precopy/transport";
+import type { ChannelName, ChannelSocket, ChannelThreads, ControlChannel, PumpKind } from "@precopy/transport";
 
 export interface TargetAgentOptions {
   readonly registry: GuestRegistry;
@@ -86,7 +85,7 @@ export class IncomingMigration {
     };
   }
 
-  openChannel({ channel, generation }: ChannelName, socket: Socket): boolean {
+  openChannel({ channel, generation }: ChannelName, socket: ChannelSocket): boolean {
     if (this.#state.phase !== "receiving" || generation !== 1 || channel >= this.#admit.channels || this.#channels.has(channel)) return false;
     const { memory } = this.guest;
     const opening = PageChannel.open(socket, this.#options.threads, {

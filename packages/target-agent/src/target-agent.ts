@@ -1,7 +1,6 @@
-import type { Socket } from "node:net";
 import { HANDSHAKE_TIMEOUT_MS, MigrationError } from "@precopy/protocol";
 import type { ControlMessage, Message } from "@precopy/protocol";
-import type { ChannelName, ControlChannel } from "@precopy/transport";
+import type { ChannelName, ChannelSocket, ControlChannel } from "@precopy/transport";
 import { checkAdmission } from "./admission.js";
 import { IncomingMigration } from "./incoming-migration.js";
 import type { TargetAgentOptions } from "./incoming-migration.js";
@@ -30,7 +29,7 @@ export class TargetAgent {
     };
   }
 
-  onPageChannel(name: ChannelName, socket: Socket): boolean {
+  onPageChannel(name: ChannelName, socket: ChannelSocket): boolean {
     return this.#incoming?.session === name.session && this.#incoming.openChannel(name, socket);
   }
 

@@ -15,6 +15,9 @@ export const PAGES_PROTOCOL = "precopy-pages/1";
 /** The target's answer to the Upgrade; the channel's thread sends it when it is ready to read. */
 export const SWITCHING = Buffer.from(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${PAGES_PROTOCOL}\r\n\r\n`);
 
+/** A connected socket on which nothing but the Upgrade has passed. */
+export type ChannelSocket = Socket;
+
 /** Which channel of which attempt an Upgrade asks for. A generation is one life of a channel; a later one replaces an earlier. */
 export interface ChannelName {
   readonly session: string;

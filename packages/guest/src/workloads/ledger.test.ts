@@ -4,7 +4,14 @@ import { BROADCAST_MAC, MigrationError, PAGE_BYTES, macOf } from "@precopy/proto
 import { Bitmap } from "../bitmap.js";
 import { BarrierDirtyLog, allocateBarrier } from "../dirty-log-barrier.js";
 import { GuestMemory, SegmentPool } from "../guest-memory.js";
-import { LEDGER_CLIENTS_MAX, LEDGER_REGION_BYTES, LEDGER_WINDOW_IDS, LedgerKind, decodeLedgerFrame, encodeLedgerFrame } from "../ledger-frames.js";
+import {
+  LEDGER_CLIENTS_MAX,
+  LEDGER_REGION_BYTES,
+  LEDGER_WINDOW_IDS,
+  LedgerKind,
+  decodeLedgerFrame,
+  encodeLedgerFrame,
+} from "../ledger-frames.js";
 import type { LedgerFrame } from "../ledger-frames.js";
 import { MemoryAccess } from "../memory-access.js";
 import { NIC_BYTES, NicDriver, NicRings, RING_SLOTS } from "../nic-ring.js";

@@ -1,0 +1,337 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { DEFAULT_PARAMETERS, MigrationError, PAGE_BYTES } from "@precopy/protocol";
+import type { MigrationParameters } from "@precopy/protocol";
+import { FakePorts } from "./fake-ports.js";
+import type { Call } from "./fake-ports.js";
+import { Migration } from "./migration.js";
+import type { SwitchResult } from "./migration.js";
+
+const EPOCH = 7;
+const span = (pages: number): number[] => Array.from({ length: pages }, (_, at) => at);
+
+function migrationWith(ports: FakePorts, mode: MigrationParameters["mode"] = "precopy"): Migration {
+  return new Migration({ pages: 100, epoch: EPOCH, parameters: { ...DEFAULT_PARAMETERS, mode }, acceptedAtMs: 900 }, ports);
+}
+/** Two rounds of 50 and 10 ms: the second leaves as much as the first, so a third is not worth it. */
+function busyPorts(): FakePorts {
+  const ports = new FakePorts();
+  ports.costMs = { start: 4, collect: 1, pause: 2, sendLast: 3, prepare: 5, commit: 6 };
+  ports.pageMs = 0.5;
+  ports.finds = [span(100), span(20), span(20), [98, 99]];
+  return ports;
+}
+const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+const failureOf = (running: Promise<SwitchResult>): Promise<MigrationError> => running.then(() => assert.fail("it completed"), MigrationError.from);
+
+/** Stands still in the nth call of a name until it is let go, one way or the other. */
+class Hold {
+  readonly reached: Promise<void>;
+  #reach: () => void = () => {};
+  #leave: (error: Error | undefined) => void = () => {};
+
+  constructor(ports: FakePorts, call: Call, nth = 1) {
+    this.reached = new Promise((resolve) => {
+      this.#reach = resolve;
+    });
+    const left = new Promise<void>((resolve, reject) => {
+      this.#leave = (error) => (error === undefined ? resolve() : reject(error));
+    });
+    ports.during = (at, count) => {
+      if (at !== call || count !== nth) return;
+      this.#reach();
+      return left;
+    };
+  }
+
+  goOn(): void {
+    this.#leave(undefined);
+  }
+  throw(error: Error): void {
+    this.#leave(error);
+  }
+}
+
+describe("a migration that nothing disturbs", () => {
+  it("goes from setup to completed through active, device and committing, one port after the other", async () => {
+    const ports = busyPorts();
+    const migration = migrationWith(ports);
+    assert.equal(migration.state.phase, "setup");
+    await migration.run();
+    assert.deepEqual(migration.state.phase, "completed");
+    assert.deepEqual(ports.phases, ["active", "device", "committing", "completed"]);
+    const order = ["start", "sendRound", "collect", "sendRound", "collect", "pause", "collect", "sendLast", "prepare", "decideCommit", "commit"];
+    assert.deepEqual(ports.calls.map((call) => call.split(" ")[0]), order);
+  });
+
+  it("sends in the pause what the last round left and what was dirtied since, each page once", async () => {
+    const ports = busyPorts();
+    await migrationWith(ports).run();
+    assert.ok(ports.calls.includes(`sendLast 3 ${JSON.stringify([...span(20), 98, 99])}`), ports.calls.join("; "));
+  });
+
+  it("measures a downtime whose parts add up, and a total and a setup time from the command on", async () => {
+    const ports = busyPorts();
+    const result = await migrationWith(ports).run();
+    assert.deepEqual(result.breakdown, { pause: 2, collect: 1, transfer: 3, prepare: 5, commit: 6 });
+    assert.equal(result.downtimeMs, 17);
+    assert.equal(result.setupMs, 104, "100 before it began, 4 to start the log");
+    assert.equal(result.totalMs, 100 + 4 + (50 + 1) + (10 + 1) + 17);
+    assert.equal(result.downtimeBytes, 22 * PAGE_BYTES);
+    assert.equal(result.expectedDowntimeMs, ports.rounds.at(-1)?.expectedDowntimeMs);
+  });
+
+  it("tells the target with COMMIT how long the guest has been standing still", async () => {
+    const ports = busyPorts();
+    const elapsed: number[] = [];
+    ports.onCommit = (elapsedMs) => elapsed.push(elapsedMs);
+    await migrationWith(ports).run();
+    assert.deepEqual(elapsed, [2 + 1 + 3 + 5]);
+  });
+
+  it("reports the last round after the others, with the guest paused", async () => {
+    const ports = busyPorts();
+    await migrationWith(ports).run();
+    assert.deepEqual(ports.rounds.map(({ round }) => round), [1, 2, 3]);
+    const last = ports.rounds.at(-1);
+    assert.deepEqual([last?.decision, last?.dirtyPages, last?.startMs, last?.durationMs, last?.collectMs], ["last round: guest paused", 22, 166, 11, 1]);
+  });
+
+  it("with stop-and-copy goes from setup straight to device, and starts the log with the guest paused", async () => {
+    const ports = busyPorts();
+    const result = await migrationWith(ports, "stop-and-copy").run();
+    assert.deepEqual(ports.phases, ["device", "committing", "completed"]);
+    assert.deepEqual(ports.calls.map((call) => call.split(" ")[0]), ["pause", "start", "sendLast", "prepare", "decideCommit", "commit"]);
+    assert.equal(result.expectedDowntimeMs, undefined, "nothing was ever expected");
+    assert.equal(result.setupMs, 100);
+  });
+});
+
+/** Where a migration can be hit before COMMIT, and in which phase that is. */
+const MOMENTS = [
+  ["start", 1, "active"],
+  ["sendRound", 1, "active"],
+  ["collect", 1, "active"],
+  ["sendRound", 2, "active"],
+  ["collect", 2, "active"],
+  ["pause", 1, "device"],
+  ["collect", 3, "device"],
+  ["sendLast", 1, "device"],
+  ["prepare", 1, "device"],
+] as const;
+
+for (const [call, nth, phase] of MOMENTS)
+  describe(`before COMMIT, in ${call} ${nth}`, () => {
+    for (const how of ["cancel", "fail"] as const)
+      it(`${how}() stops the ports once, waits for the work in flight, and leaves the guest to its owner`, async () => {
+        const ports = busyPorts();
+        const hold = new Hold(ports, call, nth);
+        const migration = migrationWith(ports);
+        let isSettled = false;
+        const failing = failureOf(migration.run()).finally(() => {
+          isSettled = true;
+        });
+        await hold.reached;
+        assert.equal(migration.state.phase, phase);
+        const lost = new MigrationError("ERR_PEER_DEAD", "silent");
+        if (how === "cancel") migration.cancel();
+        else migration.fail(lost);
+        await turn();
+        assert.equal(ports.stopReasons.length, 1);
+        assert.equal(isSettled, false, "rejected while a port was still at work");
+        hold.throw(new MigrationError("ERR_LINK_LOST", "because it was stopped"));
+        const error = await failing;
+        if (how === "fail") assert.equal(error, lost);
+        assert.equal(error.code, how === "cancel" ? "ERR_CANCELLED" : "ERR_PEER_DEAD", "and not what the stopped port says");
+        assert.equal(ports.stopReasons[0], error);
+        assert.deepEqual(migration.state, { phase: how === "cancel" ? "cancelled" : "failed", cause: error });
+        assert.equal(ports.calls.at(-1), "stop", "nothing was asked after the stop");
+        assert.equal(ports.calls.filter((line) => line === "pause").length, phase === "device" ? 1 : 0);
+      });
+
+    it("a port's own error ends it as failed, with the ports stopped once and that very error thrown", async () => {
+      const ports = busyPorts();
+      const hold = new Hold(ports, call, nth);
+      const migration = migrationWith(ports);
+      const failing = failureOf(migration.run());
+      await hold.reached;
+      const broken = new MigrationError("ERR_LINK_LOST", call);
+      hold.throw(broken);
+      assert.equal(await failing, broken);
+      assert.deepEqual(migration.state, { phase: "failed", cause: broken });
+      assert.deepEqual(ports.stopReasons, [broken]);
+      assert.ok(!ports.calls.includes("commit"));
+    });
+  });
+
+describe("a migration that is hit", () => {
+  it("before it began ends as cancelled, without a pause", async () => {
+    const ports = busyPorts();
+    const migration = migrationWith(ports);
+    migration.cancel();
+    assert.equal((await failureOf(migration.run())).code, "ERR_CANCELLED");
+    assert.equal(migration.state.phase, "cancelled");
+    assert.equal(ports.stopReasons.length, 1);
+    assert.ok(!ports.calls.includes("pause"));
+  });
+
+  it("before it began and with stop-and-copy, ends as cancelled, and sends nothing", async () => {
+    const ports = busyPorts();
+    const hold = new Hold(ports, "pause");
+    const migration = migrationWith(ports, "stop-and-copy");
+    migration.cancel();
+    const failing = failureOf(migration.run());
+    await hold.reached;
+    await turn();
+    hold.throw(new MigrationError("ERR_LINK_LOST", "because it was stopped"));
+    assert.equal((await failing).code, "ERR_CANCELLED");
+    assert.deepEqual(ports.calls, ["pause", "stop"]);
+  });
+
+  it("by a failure first and a cancel after it ends as failed: the first reason counts, and the ports are stopped once", async () => {
+    const ports = busyPorts();
+    const hold = new Hold(ports, "sendRound", 2);
+    const migration = migrationWith(ports);
+    const failing = failureOf(migration.run());
+    await hold.reached;
+    migration.fail(new MigrationError("ERR_PEER_DEAD", "silent"));
+    migration.cancel();
+    migration.fail(new MigrationError("ERR_LINK_LOST", "late"));
+    await turn();
+    hold.goOn();
+    assert.equal((await failing).code, "ERR_PEER_DEAD");
+    assert.equal(migration.state.phase, "failed");
+    assert.equal(ports.stopReasons.length, 1);
+  });
+
+  it("when it does not converge ends as failed with ERR_NOT_CONVERGING, the guest never paused", async () => {
+    const ports = new FakePorts();
+    ports.costMs = { sendRound: 5000 };
+    ports.finds = Array.from({ length: 50 }, () => span(100));
+    const migration = migrationWith(ports);
+    const error = await failureOf(migration.run());
+    assert.equal(error.code, "ERR_NOT_CONVERGING");
+    assert.deepEqual(migration.state, { phase: "failed", cause: error });
+    assert.deepEqual(ports.stopReasons, [error]);
+    assert.ok(!ports.calls.includes("pause"));
+  });
+
+  it("by what is no MigrationError fails with ERR_INTERNAL as its code and the original as its cause", async () => {
+    const ports = busyPorts();
+    const bug = new TypeError("x is not a function");
+    ports.during = (call) => {
+      if (call === "pause") throw bug;
+    };
+    const error = await failureOf(migrationWith(ports).run());
+    assert.deepEqual([error.code, error.cause], ["ERR_INTERNAL", bug]);
+  });
+
+  it("in the last moment in which cancel() is taken is never committed: a cancel that did not throw is obeyed", async () => {
+    for (const how of ["cancel", "fail"] as const) {
+      const ports = busyPorts();
+      const migration = migrationWith(ports);
+      ports.onRoundDone = ({ round }) => {
+        if (round < 3) return;
+        assert.equal(migration.state.phase, "device"); // PREPARED is here, COMMIT is not out
+        if (how === "cancel") migration.cancel();
+        else migration.fail(new MigrationError("ERR_PEER_DEAD", "silent"));
+      };
+      const error = await failureOf(migration.run());
+      assert.equal(error.code, how === "cancel" ? "ERR_CANCELLED" : "ERR_PEER_DEAD");
+      assert.equal(migration.state.phase, how === "cancel" ? "cancelled" : "failed");
+      assert.deepEqual(ports.stopReasons, [error]);
+      assert.ok(!ports.calls.includes("decideCommit") && !ports.calls.includes("commit"), ports.calls.join("; "));
+    }
+  });
+
+  it("and whose ports cannot be stopped in good order still waits for its work, and reports why it was hit", async () => {
+    const ports = busyPorts();
+    const hold = new Hold(ports, "sendRound", 1);
+    const { during } = ports;
+    ports.during = (call, nth) => {
+      if (call === "stop") throw new Error("the link does not end");
+      return during(call, nth);
+    };
+    const migration = migrationWith(ports);
+    let isSettled = false;
+    const failing = failureOf(migration.run()).finally(() => {
+      isSettled = true;
+    });
+    await hold.reached;
+    migration.cancel();
+    await turn();
+    assert.equal(isSettled, false, "rejected while a port was still at work");
+    hold.throw(new MigrationError("ERR_LINK_LOST", "gone"));
+    assert.equal((await failing).code, "ERR_CANCELLED");
+    assert.equal(migration.state.phase, "cancelled");
+  });
+});
+
+describe("after COMMIT", () => {
+  async function inCommit(): Promise<{ ports: FakePorts; migration: Migration; hold: Hold; running: Promise<SwitchResult>; doubt: () => void }> {
+    const ports = busyPorts();
+    const hold = new Hold(ports, "commit");
+    let doubt = (): void => {};
+    ports.onCommit = (_, onDoubt) => {
+      doubt = onDoubt;
+    };
+    const migration = migrationWith(ports);
+    const running = migration.run();
+    running.catch(() => {}); // looked at by each test when it is time
+    await hold.reached;
+    return { ports, migration, hold, running, doubt };
+  }
+
+  it("the decision is journalled in phase committing, before COMMIT leaves", async () => {
+    const { ports, migration, hold, running } = await inCommit();
+    assert.equal(migration.state.phase, "committing");
+    assert.deepEqual(ports.calls.slice(-2), ["decideCommit", "commit"]);
+    hold.goOn();
+    await running;
+  });
+
+  it("cancel() is refused with ERR_CANCEL_TOO_LATE, in committing, in doubt and at the end, and changes nothing", async () => {
+    const { ports, migration, hold, running, doubt } = await inCommit();
+    assert.throws(() => migration.cancel(), { code: "ERR_CANCEL_TOO_LATE" });
+    doubt();
+    assert.throws(() => migration.cancel(), { code: "ERR_CANCEL_TOO_LATE" });
+    hold.goOn();
+    await running;
+    assert.throws(() => migration.cancel(), { code: "ERR_CANCEL_TOO_LATE" });
+    assert.deepEqual(ports.stopReasons, []);
+  });
+
+  it("a lost link changes nothing: the engine waits for the answer, and the guest is the target's when it comes", async () => {
+    const { ports, migration, hold, running } = await inCommit();
+    migration.fail(new MigrationError("ERR_PEER_DEAD", "silent"));
+    await turn();
+    assert.equal(migration.state.phase, "committing");
+    hold.goOn();
+    await running;
+    assert.equal(migration.state.phase, "completed");
+    assert.deepEqual(ports.stopReasons, []);
+  });
+
+  it("in doubt and then active ends as completed, and the whole wait counts as downtime", async () => {
+    const { ports, migration, hold, running, doubt } = await inCommit();
+    doubt();
+    assert.equal(migration.state.phase, "in-doubt");
+    ports.nowMs += 60_000;
+    hold.goOn();
+    const { downtimeMs, breakdown } = await running;
+    assert.deepEqual(ports.phases.slice(-2), ["in-doubt", "completed"]);
+    assert.deepEqual([downtimeMs, breakdown.commit], [60_017, 60_006]);
+  });
+
+  it("a final refusal ends as taken-back with ERR_TAKEN_BACK, one epoch higher, in doubt or not", async () => {
+    for (const isInDoubt of [true, false]) {
+      const { ports, migration, hold, running, doubt } = await inCommit();
+      if (isInDoubt) doubt();
+      ports.answer = "refused";
+      hold.goOn();
+      assert.equal((await failureOf(running)).code, "ERR_TAKEN_BACK");
+      assert.deepEqual(migration.state, { phase: "taken-back", epoch: EPOCH + 1 });
+      assert.deepEqual(ports.stopReasons, [], "the owner of the migration ends the ports, in its own time");
+    }
+  });
+});

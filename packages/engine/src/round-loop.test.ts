@@ -1,0 +1,125 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
+import { FakePorts, pagesOf } from "./fake-ports.js";
+import { preCopy } from "./round-loop.js";
+import type { RoundLoopResult } from "./round-loop.js";
+
+const PAGES = 100;
+const STARTED_AT = 900; // the fake clock begins at 1000
+
+const run = (ports: FakePorts, downtimeLimitMs = 300): Promise<RoundLoopResult> =>
+  preCopy(PAGES, downtimeLimitMs, STARTED_AT, ports, (round) => ports.onRound(round));
+
+/** So many pages in a row. */
+const span = (pages: number, first = 0): number[] => Array.from({ length: pages }, (_, at) => first + at);
+
+describe("preCopy", () => {
+  it("starts the log, and then collects only after each round was acknowledged: collect, send, collect, send, collect", async () => {
+    const ports = new FakePorts();
+    ports.pageMs = 0.5;
+    ports.finds = [span(100), span(20), span(20, 40)];
+    await run(ports);
+    assert.deepEqual(ports.calls, [
+      `start ${JSON.stringify(span(100))}`,
+      `sendRound 1 ${JSON.stringify(span(100))}`,
+      `collect ${JSON.stringify(span(20))}`,
+      `sendRound 2 ${JSON.stringify(span(20))}`,
+      `collect ${JSON.stringify(span(20, 40))}`, // as much as before: a third round is not worth it
+    ]);
+  });
+
+  it("keeps a round's bits until its acknowledgement, and sends none of them again unless they were dirtied again", async () => {
+    const ports = new FakePorts();
+    ports.pageMs = 0.5;
+    ports.finds = [span(90), span(20, 80), span(20)];
+    const { link } = ports;
+    const { sendRound } = link;
+    const before: number[][] = [];
+    const after: number[][] = [];
+    link.sendRound = async (round, pages) => {
+      before.push(pagesOf(pages));
+      const sent = await sendRound(round, pages);
+      await new Promise((resolve) => setImmediate(resolve));
+      after.push(pagesOf(pages)); // still the link's: nothing is cleared before it has answered
+      return sent;
+    };
+    await run(ports);
+    assert.deepEqual(before, [span(90), span(20, 80)]);
+    assert.deepEqual(after, before);
+  });
+
+  it("returns exactly the pages of the last collection, none of which was sent since", async () => {
+    const ports = new FakePorts();
+    ports.pageMs = 0.5;
+    ports.finds = [span(100), span(20), span(19, 7), [99]];
+    const { remaining, rounds } = await run(ports);
+    assert.deepEqual(pagesOf(remaining), span(19, 7));
+    assert.equal(rounds, 2);
+    assert.equal(ports.calls.at(-1), `collect ${JSON.stringify(span(19, 7))}`);
+  });
+
+  it("reports each round with its own numbers, on a clock that began when the command was accepted", async () => {
+    const ports = new FakePorts();
+    ports.costMs = { start: 4, collect: 3 };
+    ports.pageMs = 0.5;
+    ports.finds = [span(100), span(20), span(20)];
+    const { expectedDowntimeMs } = await run(ports);
+    const [first, second] = ports.rounds;
+    assert.equal(ports.rounds.length, 2);
+    const bandwidth = (100 * PAGE_BYTES * 1000) / 50;
+    assert.deepEqual(
+      { ...first, decision: first?.decision.split(":")[0], expectedDowntimeMs: undefined },
+      {
+        round: 1,
+        startMs: 104,
+        durationMs: 50,
+        collectMs: 4,
+        dirtyPages: 100,
+        normalPages: 100,
+        zeroPages: 0,
+        bytes: 100 * PAGE_BYTES,
+        bandwidthBytesPerSecond: bandwidth,
+        dirtyPagesPerSecond: undefined, // what the guest held is not what it dirtied
+        expectedDowntimeMs: undefined,
+        decision: "next round",
+      },
+    );
+    // Dirtied between the two collections: 20 pages in 50 ms of sending and 3 ms of collecting.
+    assert.ok(Math.abs((second?.dirtyPagesPerSecond ?? 0) - 20_000 / 53) < 1e-6, String(second?.dirtyPagesPerSecond));
+    assert.deepEqual([second?.startMs, second?.collectMs, second?.dirtyPages, second?.decision.split(":")[0]], [157, 3, 20, "switch over"]);
+    assert.equal(second?.expectedDowntimeMs, expectedDowntimeMs);
+  });
+
+  it("gives up with ERR_NOT_CONVERGING, the rounds it took and the policy's verdict, when every round leaves as much as before", async () => {
+    const ports = new FakePorts();
+    ports.costMs = { sendRound: 5000 };
+    ports.finds = Array.from({ length: 50 }, () => span(100));
+    const error = await run(ports, 300).then(() => assert.fail("it converged"), MigrationError.from);
+    assert.equal(error.code, "ERR_NOT_CONVERGING");
+    assert.match(error.message, /^After 6 rounds: dirtying .*, sending .*: the best reachable pause is about \d+ ms, downtime-limit is 300 ms$/);
+    assert.equal(ports.rounds.length, 6, "the round that decided it is reported, too");
+    assert.match(ports.rounds.at(-1)?.decision ?? "", /^give up: /);
+  });
+
+  it("passes on what a port throws, wherever it throws, and asks no port for anything after that", async () => {
+    for (const call of ["start", "sendRound", "collect"] as const) {
+      const ports = new FakePorts();
+      ports.finds = [span(3)];
+      const broken = new MigrationError("ERR_LINK_LOST", call);
+      ports.during = (at) => {
+        if (at === call) throw broken;
+      };
+      await assert.rejects(run(ports), (error) => error === broken);
+      assert.equal(ports.calls.at(-1)?.split(" ")[0], call);
+    }
+  });
+
+  it("sends a round even if nothing is dirty: its acknowledgement measures the fixed part", async () => {
+    const ports = new FakePorts();
+    const { remaining, rounds } = await run(ports);
+    assert.equal(rounds, 1);
+    assert.equal(remaining.count(), 0);
+    assert.ok(ports.calls.includes("sendRound 1 []"));
+  });
+});

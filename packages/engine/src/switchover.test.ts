@@ -1,0 +1,65 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Bitmap } from "@precopy/guest";
+import { MigrationError } from "@precopy/protocol";
+import { FakePorts, STATE } from "./fake-ports.js";
+import { pauseAndPrepare } from "./switchover.js";
+
+const PAGES = 64;
+
+function bitmapOf(...pages: readonly number[]): Bitmap {
+  const bitmap = new Bitmap(PAGES);
+  for (const page of pages) bitmap.setRun(page, 1);
+  return bitmap;
+}
+
+describe("pauseAndPrepare", () => {
+  it("pauses before it collects, collects before it sends, and sends before it asks for PREPARED", async () => {
+    const ports = new FakePorts();
+    ports.finds = [[3]];
+    await pauseAndPrepare(bitmapOf(), 4, true, ports);
+    assert.deepEqual(ports.calls, ["pause", "collect [3]", "sendLast 4 [3]", "prepare"]);
+  });
+
+  it("with stop-and-copy the dirty log starts, and nothing is collected, after the pause: a write before it cannot be missed", async () => {
+    const ports = new FakePorts();
+    ports.finds = [[0, 1, 63]];
+    await pauseAndPrepare(bitmapOf(), 1, false, ports);
+    assert.deepEqual(ports.calls, ["pause", "start [0,1,63]", "sendLast 1 [0,1,63]", "prepare"]);
+  });
+
+  it("joins what was left with what the last collection finds, so that a page in both travels once", async () => {
+    const ports = new FakePorts();
+    ports.finds = [[2, 5]];
+    const { lastPages } = await pauseAndPrepare(bitmapOf(1, 2), 9, true, ports);
+    assert.ok(ports.calls.includes("sendLast 9 [1,2,5]"), ports.calls.join("; "));
+    assert.equal(lastPages, 3);
+  });
+
+  it("gives the target the state taken at the pause, with round, digest and packets of the last transfer", async () => {
+    const ports = new FakePorts();
+    await pauseAndPrepare(bitmapOf(1), 7, true, ports);
+    const [state] = ports.prepared;
+    assert.deepEqual([state?.guest, state?.round, state?.last.digest, state?.last.packets], [STATE, 7, "0123456789abcdef", [7]]);
+  });
+
+  it("measures each part by itself, and the parts add up to the time from the question to PREPARED", async () => {
+    const ports = new FakePorts();
+    ports.costMs = { pause: 1, collect: 2, sendLast: 4, prepare: 8 };
+    const { breakdown, pausedAtMs, preparedAtMs } = await pauseAndPrepare(bitmapOf(1), 2, true, ports);
+    assert.deepEqual(breakdown, { pause: 1, collect: 2, transfer: 4, prepare: 8 });
+    assert.deepEqual([pausedAtMs, preparedAtMs], [1000, 1015]);
+  });
+
+  it("stops at the first port that throws, and asks none after it", async () => {
+    const order = ["pause", "collect", "sendLast", "prepare"] as const;
+    for (const [at, call] of order.entries()) {
+      const ports = new FakePorts();
+      ports.during = (asked) => {
+        if (asked === call) throw new MigrationError("ERR_LINK_LOST", call);
+      };
+      await assert.rejects(pauseAndPrepare(bitmapOf(1), 2, true, ports), { code: "ERR_LINK_LOST" });
+      assert.deepEqual(ports.calls.map((line) => line.split(" ")[0]), order.slice(0, at + 1));
+    }
+  });
+});

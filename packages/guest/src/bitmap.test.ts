@@ -1,0 +1,128 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { STRIPE_PAGES, channelOfPage } from "@precopy/protocol";
+import fc from "fast-check";
+import { Bitmap } from "./bitmap.js";
+
+type Run = readonly [firstPage: number, pages: number];
+
+/** A bitmap and the same pages as a plain set. Sizes are rarely multiples of 32 or of a stripe. */
+const filled = fc
+  .integer({ min: 1, max: 4 * STRIPE_PAGES + 70 })
+  .chain((pages) =>
+    fc.record({
+      pages: fc.constant(pages),
+      runs: fc.array(
+        fc.tuple(fc.integer({ min: 0, max: pages - 1 }), fc.oneof(fc.integer({ min: 1, max: 5 }), fc.integer({ min: 1, max: pages }))),
+        { maxLength: 12 },
+      ),
+    }),
+  )
+  .map(({ pages, runs }) => {
+    const model = new Set<number>();
+    const bitmap = new Bitmap(pages);
+    for (const [first, wanted] of runs) {
+      const count = Math.min(wanted, pages - first);
+      bitmap.setRun(first, count);
+      for (let page = first; page < first + count; page++) model.add(page);
+    }
+    return { bitmap, model };
+  });
+const sorted = (model: ReadonlySet<number>): number[] => [...model].sort((a, b) => a - b);
+const pagesOf = (runs: readonly Run[]): number[] => runs.flatMap(([first, pages]) => Array.from({ length: pages }, (_, at) => first + at));
+const runsOf = (bitmap: Bitmap): Run[] => {
+  const runs: Run[] = [];
+  bitmap.forEachRun((...run) => runs.push(run));
+  return runs;
+};
+const stripeOf = (page: number): number => Math.floor(page / STRIPE_PAGES);
+
+describe("Bitmap", () => {
+  it("has exactly the pages that were set", () =>
+    fc.assert(
+      fc.property(filled, ({ bitmap, model }) => {
+        for (let page = 0; page < bitmap.pages; page++) assert.equal(bitmap.has(page), model.has(page), `page ${page}`);
+        assert.equal(bitmap.has(bitmap.pages), false);
+      }),
+    ));
+
+  it("visits exactly the set pages, in order, in the longest runs that cross no stripe", () =>
+    fc.assert(
+      fc.property(filled, ({ bitmap, model }) => {
+        const runs = runsOf(bitmap);
+        assert.deepEqual(pagesOf(runs), sorted(model));
+        runs.forEach(([first, pages], at) => {
+          assert.equal(stripeOf(first), stripeOf(first + pages - 1), `run ${first}+${pages}`);
+          const before = runs[at - 1];
+          if (before !== undefined && before[0] + before[1] === first) assert.equal(first % STRIPE_PAGES, 0, `cut at ${first}`);
+        });
+      }),
+      { numRuns: 300 },
+    ));
+
+  it("visits and counts stripe by stripe what it visits and counts as a whole", () =>
+    fc.assert(
+      fc.property(filled, ({ bitmap, model }) => {
+        const runs: Run[] = [];
+        assert.equal(bitmap.stripes, Math.ceil(bitmap.pages / STRIPE_PAGES));
+        for (let stripe = 0; stripe < bitmap.stripes; stripe++) {
+          bitmap.forEachRunOfStripe(stripe, (...run) => runs.push(run));
+          assert.equal(bitmap.countStripe(stripe), sorted(model).filter((page) => stripeOf(page) === stripe).length);
+        }
+        assert.deepEqual(runs, runsOf(bitmap));
+      }),
+    ));
+
+  it("counts all pages, and for 1 to 4 channels those that each one carries", () =>
+    fc.assert(
+      fc.property(filled, fc.integer({ min: 1, max: 4 }), ({ bitmap, model }, channels) => {
+        assert.equal(bitmap.count(), model.size);
+        for (let channel = 0; channel < channels; channel++)
+          assert.equal(bitmap.count(channel, channels), sorted(model).filter((page) => channelOfPage(page, channels) === channel).length);
+      }),
+    ));
+
+  it("joins as sets do, leaves the other as it was, and is empty after clear()", () =>
+    fc.assert(
+      fc.property(filled, fc.array(fc.nat(), { maxLength: 20 }), ({ bitmap, model }, pages) => {
+        const other = new Bitmap(bitmap.pages);
+        const own = new Set(pages.map((page) => page % bitmap.pages));
+        for (const page of own) other.setRun(page, 1);
+        bitmap.join(other);
+        assert.deepEqual(pagesOf(runsOf(bitmap)), sorted(new Set([...model, ...own])));
+        assert.deepEqual(pagesOf(runsOf(other)), sorted(own));
+        bitmap.clear();
+        assert.deepEqual([bitmap.count(), runsOf(bitmap)], [0, []]);
+        assert.equal(other.count(), own.size);
+      }),
+    ));
+
+  it("keeps the bits past its last page zero, however it was filled", () =>
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 2000 }), (pages) => {
+        const bitmap = new Bitmap(pages);
+        bitmap.setRun(0, pages);
+        assert.equal(bitmap.count(), pages);
+        assert.equal(pagesOf(runsOf(bitmap)).length, pages);
+        if (pages % 32 !== 0) assert.equal(bitmap.words.at(-1), 2 ** (pages % 32) - 1);
+      }),
+    ));
+
+  it("refuses every run that is not inside it with ERR_RUN_OUT_OF_RANGE, and sets nothing", () => {
+    for (const pages of [1, 31, 32, 33, 1000]) {
+      const bitmap = new Bitmap(pages);
+      for (const run of [[pages, 1], [0, pages + 1], [pages - 1, 2], [-1, 1], [-1, 2], [0, 0], [0, -1], [2 ** 32, 1]] as const)
+        assert.throws(() => bitmap.setRun(...run), { code: "ERR_RUN_OUT_OF_RANGE" }, `${run.join("+")} of ${pages}`);
+      assert.equal(bitmap.count(), 0);
+    }
+  });
+
+  it("is one memory for all who hold its words, and takes no words of another size", () => {
+    const bitmap = new Bitmap(100);
+    const same = new Bitmap(100, bitmap.words);
+    assert.ok(bitmap.words.buffer instanceof SharedArrayBuffer);
+    same.setRun(99, 1);
+    assert.equal(bitmap.has(99), true);
+    for (const words of [3, 5]) assert.throws(() => new Bitmap(100, new Uint32Array(words)), { code: "ERR_INTERNAL" });
+  });
+});

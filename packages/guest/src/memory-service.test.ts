@@ -1,0 +1,145 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { describe, it } from "node:test";
+import { isLinuxAvailable } from "@precopy/linux";
+import { PAGE_BYTES } from "@precopy/protocol";
+import { Bitmap } from "./bitmap.js";
+import { allocateBarrier } from "./dirty-log-barrier.js";
+import { whyNoMmuDirtyLog } from "./dirty-log-mmu.js";
+import { GuestMemory, SegmentPool } from "./guest-memory.js";
+import { MemoryAccess } from "./memory-access.js";
+import { MemoryService } from "./memory-service.js";
+import { PageHashes, allocateHashTable } from "./page-hashes.js";
+
+const MIB = 2 ** 20;
+const pool = new SegmentPool();
+const why = whyNoMmuDirtyLog();
+const KINDS = { barrier: false, mmu: why === undefined ? false : `no mmu dirty log here: ${why}` } as const;
+
+interface Served {
+  readonly service: MemoryService;
+  readonly memory: GuestMemory;
+  readonly access: MemoryAccess;
+  pagesOf(call: (into: Bitmap) => Promise<number>): Promise<number[]>;
+}
+async function withService(kind: keyof typeof KINDS, bytes: number, use: (served: Served) => Promise<void>, forgetEvery = 0): Promise<void> {
+  const memory = GuestMemory.allocate(bytes, pool);
+  const barrier = kind === "barrier" ? allocateBarrier(memory.pages) : undefined;
+  const service = new MemoryService(forgetEvery);
+  try {
+    await service.attach(memory, barrier);
+    const pagesOf: Served["pagesOf"] = async (call) => {
+      const into = new Bitmap(memory.pages);
+      assert.ok((await call(into)) >= 0, "ms it took");
+      const pages: number[] = [];
+      into.forEachRun((first, count) => pages.push(...Array.from({ length: count }, (_, at) => first + at)));
+      return pages;
+    };
+    await use({ service, memory, access: new MemoryAccess(memory, barrier), pagesOf });
+  } finally {
+    await service.end();
+  }
+}
+
+for (const kind of ["barrier", "mmu"] as const)
+  describe(`MemoryService with the ${kind} log`, { skip: KINDS[kind] }, () => {
+    it("starts, collects into the caller's bitmap, stops, and starts anew", () =>
+      withService(kind, MIB, async ({ service, access, pagesOf }) => {
+        access.storeU32(3 * PAGE_BYTES, 1);
+        assert.deepEqual(await pagesOf((into) => service.start(into)), [3]);
+        access.storeU32(4 * PAGE_BYTES, 1);
+        assert.deepEqual(await pagesOf((into) => service.collect(into)), [4]);
+        assert.deepEqual(await pagesOf((into) => service.collect(into)), []);
+        await service.stop();
+        assert.deepEqual(await pagesOf((into) => service.start(into)), [3, 4]);
+      }),
+    );
+
+    it("gives a refusal back with its code, and goes on", () =>
+      withService(kind, MIB, async ({ service, pagesOf }) => {
+        await assert.rejects(service.collect(new Bitmap(256)), { code: "ERR_NOT_TRACKING" });
+        await pagesOf((into) => service.start(into));
+        await assert.rejects(service.start(new Bitmap(256)), { code: "ERR_ALREADY_TRACKING" });
+        await service.detach();
+        await assert.rejects(service.collect(new Bitmap(256)), { code: "ERR_NO_GUEST" });
+      }),
+    );
+
+    it("audits a frozen image: nothing if all hashes are of what is there, one page if one is stale", () =>
+      withService(kind, MIB, async ({ service, memory, access }) => {
+        const table = allocateHashTable(memory.pages);
+        const hashes = new PageHashes(memory, table);
+        for (let page = 10; page < 30; page++) {
+          access.storeU32(page * PAGE_BYTES, page);
+          hashes.renew(page);
+        }
+        const clean = await service.audit(table);
+        assert.equal(clean.mismatched, 0);
+        assert.ok(clean.pages >= 20, `only ${clean.pages} pages were looked at`);
+        access.storeU32(17 * PAGE_BYTES + 4092, 1);
+        assert.equal((await service.audit(table)).mismatched, 1);
+        access.storeU32(200 * PAGE_BYTES, 1); // written, and never sent at all
+        assert.equal((await service.audit(table)).mismatched, 2);
+        access.fill(20 * PAGE_BYTES, PAGE_BYTES, 0); // zero now, and sent with data
+        assert.equal((await service.audit(table)).mismatched, 3);
+      }),
+    );
+
+    it("audits a page that is not there any more but was sent with data", { skip: isLinuxAvailable ? false : "memory stays where it is" }, () =>
+      withService(kind, MIB, async ({ service, memory, access }) => {
+        const table = allocateHashTable(memory.pages);
+        access.storeU32(5 * PAGE_BYTES, 1);
+        new PageHashes(memory, table).renew(5);
+        await service.free();
+        assert.equal((await service.audit(table)).mismatched, 1);
+      }),
+    );
+
+    it("loses one page in as many as it was told to, and only then", () =>
+      withService(
+        kind,
+        MIB,
+        async ({ service, access, pagesOf }) => {
+          await pagesOf((into) => service.start(into));
+          for (let page = 0; page < 10; page++) access.storeU32(page * PAGE_BYTES, 1);
+          assert.deepEqual(await pagesOf((into) => service.collect(into)), [0, 1, 2, 4, 5, 6, 8, 9]);
+        },
+        4,
+      ),
+    );
+  });
+
+describe("MemoryService", () => {
+  it("free() makes all pages read zero, and gives their memory back to the system", () =>
+    withService("barrier", 128 * MIB, async ({ service, memory, access }) => {
+      const residentBytes = (): number | undefined =>
+        process.platform === "linux" ? Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1]) * 1024 : undefined;
+      access.fill(0, memory.bytes, 0xaa);
+      const before = residentBytes();
+      await service.free();
+      const after = residentBytes();
+      if (before !== undefined && after !== undefined && isLinuxAvailable)
+        assert.ok(before - after > 100 * MIB, `resident memory fell by ${before - after} B`);
+      for (let page = 0; page < memory.pages; page += 512) assert.ok(memory.view(page, 512).every((byte) => byte === 0), `page ${page}`);
+    }),
+  );
+
+  it("refuses every call without a guest with ERR_NO_GUEST, but for detach", async () => {
+    const service = new MemoryService();
+    try {
+      for (const call of [service.start(new Bitmap(1)), service.stop(), service.free(), service.audit(allocateHashTable(1))])
+        await assert.rejects(call, { code: "ERR_NO_GUEST" });
+      await service.detach();
+    } finally {
+      await service.end();
+    }
+  });
+
+  it("refuses calls under way and calls to come when its thread has ended: none is left hanging", async () => {
+    const service = new MemoryService();
+    const underWay = assert.rejects(service.detach(), { code: "ERR_INTERNAL" });
+    await service.end();
+    await underWay;
+    await assert.rejects(service.detach(), { code: "ERR_INTERNAL" });
+  });
+});
