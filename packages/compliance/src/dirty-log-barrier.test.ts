@@ -87,3 +87,21 @@ it("mark() sets the populated bit before the mark, and always by a read-modify-w
   assert.deepEqual(seen, ["populated", "marks", "marks"]);
   assert.deepEqual([...shared.marks, ...shared.populated], [0, 256, 0, 256]);
 });
+
+it("collect() takes the marks of a word by one exchange, so that none can come between reading and clearing", (context) => {
+  const shared = allocateBarrier(100);
+  const log = new BarrierDirtyLog(shared);
+  log.start(new Bitmap(100));
+  for (const page of [0, 31, 64]) new WriteBarrier(shared).mark(page);
+  const taken: number[] = [];
+  const { exchange } = Atomics;
+  context.mock.method(Atomics, "exchange", (words: Uint32Array, at: number, value: number) => {
+    assert.equal(words, shared.marks);
+    taken.push(at);
+    return exchange(words, at, value);
+  });
+  const into = new Bitmap(100);
+  log.collect(into);
+  assert.deepEqual(taken, [0, 2]);
+  assert.deepEqual([...into.words], [0x80000001, 0, 1, 0]);
+});

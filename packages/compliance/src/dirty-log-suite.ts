@@ -9,14 +9,17 @@ import type { MakeLog } from "./tracked-guest.js";
 
 const GUEST_BYTES = 16 * 2 ** 20;
 const HOSTILE_BYTES = 64 * 2 ** 20;
-const HOSTILE_WRITES = 2_000_000;
-const HOSTILE_COLLECTIONS = 20;
+const HARDSHIP = { randomWrites: 2_000_000, copies: 20, sweeps: 6 } as const;
 const FORGET_EVERY = 10_000;
 
 /** `pages` and nothing else; where the kernel uses huge pages unasked, their neighbours may be listed too. */
 function assertListed(found: readonly number[], pages: readonly number[]): void {
   for (const page of pages) assert.ok(found.includes(page), `page ${page} is missing`);
-  for (const page of found) assert.ok(pages.some((written) => Math.abs(written - page) <= NEIGHBOUR_PAGES), `page ${page} was never written`);
+  for (const page of found)
+    assert.ok(
+      pages.some((written) => Math.abs(written - page) <= NEIGHBOUR_PAGES),
+      `page ${page} was never written`,
+    );
 }
 
 /** What every dirty log must do. @param skip why it cannot be tried here, or false. */
@@ -31,7 +34,11 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         assertListed(found, written);
         const holding = new Set(found);
         for (let page = 0; page < memory.pages; page++)
-          if (!holding.has(page)) assert.ok(memory.view(page, 1).every((byte) => byte === 0), `page ${page} holds something`);
+          if (!holding.has(page))
+            assert.ok(
+              memory.view(page, 1).every((byte) => byte === 0),
+              `page ${page} holds something`,
+            );
       }),
     );
 
@@ -43,7 +50,10 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         log.start(into);
         access.storeU32(1000 * PAGE_BYTES, 1);
         log.collect(into);
-        assertListed(listed(memory, (all) => all.join(into)), [0, 1000, 2000, 2001, 2002]);
+        assertListed(
+          listed(memory, (all) => all.join(into)),
+          [0, 1000, 2000, 2001, 2002],
+        );
       }),
     );
 
@@ -52,7 +62,10 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         log.start(new Bitmap(memory.pages));
         access.storeU32(9 * PAGE_BYTES, 1);
         assert.throws(() => log.start(new Bitmap(memory.pages)), { code: "ERR_ALREADY_TRACKING" });
-        assertListed(listed(memory, (into) => log.collect(into)), [9]);
+        assertListed(
+          listed(memory, (into) => log.collect(into)),
+          [9],
+        );
       }),
     );
 
@@ -74,8 +87,14 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         log.collect(new Bitmap(memory.pages));
         log.stop();
         access.storeU32(3 * PAGE_BYTES, 1);
-        assertListed(listed(memory, (into) => log.start(into)), [1, 2, 3]);
-        assert.deepEqual(listed(memory, (into) => log.collect(into)), []);
+        assertListed(
+          listed(memory, (into) => log.start(into)),
+          [1, 2, 3],
+        );
+        assert.deepEqual(
+          listed(memory, (into) => log.collect(into)),
+          [],
+        );
       }),
     );
 
@@ -83,15 +102,27 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
       withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, access, log }) => {
         access.storeU32(5 * PAGE_BYTES, 1);
         log.start(new Bitmap(memory.pages));
-        assert.deepEqual(listed(memory, (into) => log.collect(into)), []);
+        assert.deepEqual(
+          listed(memory, (into) => log.collect(into)),
+          [],
+        );
         const rounds = [[0], [4095], [31, 32, 33], [5], [700, 701, 702, 900]];
         for (const pages of rounds) {
           for (const page of pages) access.storeU32(page * PAGE_BYTES + 4092, page);
-          assertListed(listed(memory, (into) => log.collect(into)), pages);
-          assert.deepEqual(listed(memory, (into) => log.collect(into)), []);
+          assertListed(
+            listed(memory, (into) => log.collect(into)),
+            pages,
+          );
+          assert.deepEqual(
+            listed(memory, (into) => log.collect(into)),
+            [],
+          );
         }
         access.fill(5 * PAGE_BYTES, PAGE_BYTES, 0);
-        assertListed(listed(memory, (into) => log.collect(into)), [5]);
+        assertListed(
+          listed(memory, (into) => log.collect(into)),
+          [5],
+        );
       }),
     );
 
@@ -102,7 +133,10 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         access.loadU32(200 * PAGE_BYTES);
         log.collect(new Bitmap(memory.pages));
         for (const page of [100, 200, 300]) access.storeU32(page * PAGE_BYTES, 1);
-        assertListed(listed(memory, (into) => log.collect(into)), [100, 200, 300]);
+        assertListed(
+          listed(memory, (into) => log.collect(into)),
+          [100, 200, 300],
+        );
       }),
     );
 
@@ -110,7 +144,10 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
       withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, access, log }) => {
         log.start(new Bitmap(memory.pages));
         access.write(10 * PAGE_BYTES - 1, new Uint8Array(PAGE_BYTES + 2).fill(1));
-        assertListed(listed(memory, (into) => log.collect(into)), [9, 10, 11]);
+        assertListed(
+          listed(memory, (into) => log.collect(into)),
+          [9, 10, 11],
+        );
       }),
     );
 
@@ -125,15 +162,20 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
           closeSync(file);
         }
         access.wrote(40 * PAGE_BYTES, 3 * PAGE_BYTES); // says nothing to mmu, which saw it
-        assertListed(listed(memory, (into) => log.collect(into)), [40, 41, 42]);
+        assertListed(
+          listed(memory, (into) => log.collect(into)),
+          [40, 41, 42],
+        );
       }),
     );
 
-    it(`loses no write of two threads at full speed: after ${HOSTILE_WRITES} writes both images are equal byte for byte`, { skip }, async (context) => {
+    it(`loses no write of two threads at full speed: after ${HARDSHIP.randomWrites} writes both images are equal byte for byte`, {
+      skip,
+    }, async (context) => {
       const seed = Math.floor(Math.random() * 2 ** 31);
-      const result = await withTrackedGuest(HOSTILE_BYTES, makeLog, (guest) => copyWhileWritten(guest, HOSTILE_WRITES, HOSTILE_COLLECTIONS, seed));
+      const result = await withTrackedGuest(HOSTILE_BYTES, makeLog, (guest) => copyWhileWritten(guest, { ...HARDSHIP, seed }));
       context.diagnostic(`seed ${seed}: ${result.writes} writes, ${result.collections} collections, ${result.copiedPages} pages copied`);
-      assert.ok(result.writes >= HOSTILE_WRITES);
+      assert.ok(result.writes >= HARDSHIP.randomWrites);
       assert.deepEqual(result.differing, [], `lost pages; seed ${seed}`);
     });
 
@@ -142,8 +184,10 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
         const { log, barrier } = makeLog(memory);
         return { log: new ForgetfulDirtyLog(log, FORGET_EVERY, memory.pages), barrier };
       };
-      const result = await withTrackedGuest(HOSTILE_BYTES, makeForgetful, (guest) => copyWhileWritten(guest, HOSTILE_WRITES / 10, 1, 1));
-      // The sweep writes each of 16,384 pages once, so one or two of them are forgotten and never written again.
+      const result = await withTrackedGuest(HOSTILE_BYTES, makeForgetful, (guest) =>
+        copyWhileWritten(guest, { randomWrites: 0, copies: 1, sweeps: 1, seed: 1 }),
+      );
+      // The sweep writes each of 16,384 pages once, so one or two of them are forgotten and not written again.
       assert.ok(result.differing.length >= 1, "no difference was found");
       assert.ok(result.differing.length <= 2 + result.copiedPages / FORGET_EVERY, `${result.differing.length} pages differ`);
     });

@@ -38,13 +38,19 @@ const next = (): number => {
 };
 
 const BATCH = 64;
+const STEP = 5003;
 if (task === "random") {
   while (Atomics.load(control, 0) === 0) {
     for (let write = 0; write < BATCH; write++) store(next() % words.length, next());
     Atomics.add(control, 1, BATCH);
   }
 } else {
+  // Every page of its share once, in an order that jumps about: a prime step meets each before any comes twice.
   const pageWords = PAGE_BYTES / 4;
-  for (let page = writer; page < memory.pages; page += writers) store(page * pageWords + (next() % pageWords), next());
-  Atomics.add(control, 1, Math.ceil((memory.pages - writer) / writers));
+  const share = Math.floor((memory.pages - writer - 1) / writers) + 1;
+  for (let turn = 0; turn < share; turn++) {
+    const page = writer + writers * ((turn * STEP + seed) % share);
+    store(page * pageWords + (next() % pageWords), next());
+  }
+  Atomics.add(control, 1, share);
 }

@@ -111,8 +111,18 @@ describe("Bitmap", () => {
   it("refuses every run that is not inside it with ERR_RUN_OUT_OF_RANGE, and sets nothing", () => {
     for (const pages of [1, 31, 32, 33, 1000]) {
       const bitmap = new Bitmap(pages);
-      for (const run of [[pages, 1], [0, pages + 1], [pages - 1, 2], [-1, 1], [-1, 2], [0, 0], [0, -1], [2 ** 32, 1]] as const)
-        assert.throws(() => bitmap.setRun(...run), { code: "ERR_RUN_OUT_OF_RANGE" }, `${run.join("+")} of ${pages}`);
+      const bad: Run[] = [
+        [pages, 1],
+        [0, pages + 1],
+        [pages - 1, 2],
+        [-1, 1],
+        [-1, 2],
+        [0, 0],
+        [0, -1],
+        [2 ** 32, 1],
+      ];
+      for (const [first, count] of bad)
+        assert.throws(() => bitmap.setRun(first, count), { code: "ERR_RUN_OUT_OF_RANGE" }, `${first}+${count} of ${pages}`);
       assert.equal(bitmap.count(), 0);
     }
   });

@@ -32,7 +32,15 @@ describe("GuestMemory", () => {
   });
 
   it("refuses sizes below the least, above the most, and that are no whole pages", () => {
-    for (const bytes of [0, -MIB, MEMORY_BYTES_MIN - PAGE_BYTES, MIB + 1, MEMORY_BYTES_MAX + PAGE_BYTES, Number.NaN, Number.POSITIVE_INFINITY])
+    for (const bytes of [
+      0,
+      -MIB,
+      MEMORY_BYTES_MIN - PAGE_BYTES,
+      MIB + 1,
+      MEMORY_BYTES_MAX + PAGE_BYTES,
+      Number.NaN,
+      Number.POSITIVE_INFINITY,
+    ])
       assert.throws(() => GuestMemory.allocate(bytes, pool), { code: "ERR_PARAMETER" }, String(bytes));
   });
 
@@ -40,7 +48,13 @@ describe("GuestMemory", () => {
     const memory = GuestMemory.allocate(MIB, pool);
     memory.view(255, 1)[4095] = 7;
     assert.equal(memory.views[0]?.[MIB - 1], 7);
-    for (const [page, pages] of [[256, 1], [255, 2], [0, 257], [-1, 1], [2 ** 32, 1]] as const)
+    for (const [page, pages] of [
+      [256, 1],
+      [255, 2],
+      [0, 257],
+      [-1, 1],
+      [2 ** 32, 1],
+    ] as const)
       assert.throws(() => memory.view(page, pages), { code: "ERR_RUN_OUT_OF_RANGE" }, `${page}+${pages}`);
   });
 
@@ -55,15 +69,28 @@ describe("GuestMemory", () => {
   it("of more than 4 GiB goes on in a second segment, at offset 0 and another address", { skip }, () => {
     const memory = twoSegments();
     assert.equal(memory.pages, FIRST_OF_SECOND + 2048);
-    assert.deepEqual(memory.views.map(({ byteLength }) => byteLength), [SEGMENT_BYTES, 8 * MIB]);
-    assert.deepEqual([FIRST_OF_SECOND - 1, FIRST_OF_SECOND, FIRST_OF_SECOND + 5].map((page) => memory.segmentOf(page)), [0, 1, 1]);
-    assert.deepEqual([FIRST_OF_SECOND - 1, FIRST_OF_SECOND, FIRST_OF_SECOND + 5].map((page) => memory.offsetOf(page)), [SEGMENT_BYTES - PAGE_BYTES, 0, 5 * PAGE_BYTES]);
+    assert.deepEqual(
+      memory.views.map(({ byteLength }) => byteLength),
+      [SEGMENT_BYTES, 8 * MIB],
+    );
+    assert.deepEqual(
+      [FIRST_OF_SECOND - 1, FIRST_OF_SECOND, FIRST_OF_SECOND + 5].map((page) => memory.segmentOf(page)),
+      [0, 1, 1],
+    );
+    assert.deepEqual(
+      [FIRST_OF_SECOND - 1, FIRST_OF_SECOND, FIRST_OF_SECOND + 5].map((page) => memory.offsetOf(page)),
+      [SEGMENT_BYTES - PAGE_BYTES, 0, 5 * PAGE_BYTES],
+    );
     memory.view(FIRST_OF_SECOND - 1, 1).fill(1);
     memory.view(FIRST_OF_SECOND, 1).fill(2);
     assert.equal(memory.views[0]?.[SEGMENT_BYTES - 1], 1);
     assert.equal(memory.views[1]?.[0], 2);
     assert.equal(memory.view(FIRST_OF_SECOND + 2047, 1).byteLength, PAGE_BYTES);
-    for (const [page, pages] of [[FIRST_OF_SECOND - 1, 2], [FIRST_OF_SECOND, 2049], [FIRST_OF_SECOND + 2048, 1]] as const)
+    for (const [page, pages] of [
+      [FIRST_OF_SECOND - 1, 2],
+      [FIRST_OF_SECOND, 2049],
+      [FIRST_OF_SECOND + 2048, 1],
+    ] as const)
       assert.throws(() => memory.view(page, pages), { code: "ERR_RUN_OUT_OF_RANGE" }, `${page}+${pages}`);
   });
 

@@ -16,6 +16,7 @@ export interface SharedMemory {
  */
 export class SegmentPool {
   readonly #idle: WasmMemory[] = [];
+  readonly #idleWords: Uint32Array[] = [];
 
   take(bytes: number): WasmMemory {
     const at = this.#idle.findIndex((memory) => memory.buffer.byteLength - bytes >= 0 && memory.buffer.byteLength - bytes < 65536);
@@ -26,6 +27,18 @@ export class SegmentPool {
     } catch (cause) {
       throw new MigrationError("ERR_MEMORY", `No address space for a segment of ${bytes} B`, { cause });
     }
+  }
+
+  /** Shared words, all zero: a bitmap or a table that lives as long as a guest. */
+  takeWords(length: number): Uint32Array {
+    const at = this.#idleWords.findIndex((words) => words.length === length);
+    const [found] = at < 0 ? [] : this.#idleWords.splice(at, 1);
+    return found?.fill(0) ?? new Uint32Array(new SharedArrayBuffer(length * 4));
+  }
+
+  /** Only words that no thread touches any more. */
+  giveWords(words: Uint32Array): void {
+    this.#idleWords.push(words);
   }
 
   /** Only segments whose pages were freed and that no thread touches any more. */

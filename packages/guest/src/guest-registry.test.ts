@@ -91,8 +91,12 @@ describe("GuestRegistry", () => {
       assert.equal(registry.reserve("g2", 64 * MIB, 1).guestId, "g2");
     }));
 
-  it("refuses more than the system has with ERR_MEMORY", { skip: availableMemoryBytes() === undefined ? "the system does not say what it has" : false }, () =>
-    withRegistry((registry) => {
-      assert.throws(() => registry.reserve("g1", 2 ** 44, 1), { code: "ERR_MEMORY" });
-    }, 2 ** 44));
+  it(
+    "refuses more than the system has with ERR_MEMORY",
+    { skip: availableMemoryBytes() === undefined ? "the system does not say what it has" : false },
+    () =>
+      withRegistry((registry) => {
+        assert.throws(() => registry.reserve("g1", 2 ** 44, 1), { code: "ERR_MEMORY" });
+      }, 2 ** 44),
+  );
 });

@@ -9,6 +9,7 @@ import { GuestMemory } from "./guest-memory.js";
 import type { SegmentPool } from "./guest-memory.js";
 import { MemoryAccess } from "./memory-access.js";
 import type { MemoryService } from "./memory-service.js";
+import type { HashTable } from "./page-hashes.js";
 import { NIC_BYTES } from "./nic-ring.js";
 import type { VcpuRegisters } from "./vcpu-thread.js";
 import { Vcpu } from "./vcpu.js";
@@ -42,8 +43,18 @@ export interface VcpuOrder {
 }
 
 /** Lays out a new guest: the card first, then each vCPU's region. @throws {MigrationError} ERR_PARAMETER, ERR_WORKLOAD_UNKNOWN */
-export function layOutGuest(id: string, memoryBytes: number, vcpus: readonly VcpuOrder[], hasNic: boolean, workloads: WorkloadCatalogue): GuestManifest {
-  if (vcpus.length < 1 || vcpus.length > VCPUS_MAX) throw new MigrationError("ERR_PARAMETER", `${vcpus.length} vCPUs; give 1 to ${VCPUS_MAX}`);
+export function layOutGuest(
+  id: string,
+  memoryBytes: number,
+  vcpus: readonly VcpuOrder[],
+  hasNic: boolean,
+  workloads: WorkloadCatalogue,
+): GuestManifest {
+  if (vcpus.length < 1 || vcpus.length > VCPUS_MAX)
+    throw new MigrationError("ERR_PARAMETER", `${vcpus.length} vCPUs; give 1 to ${VCPUS_MAX}`);
+  for (const { regionBytes = PAGE_BYTES } of vcpus)
+    if (!(regionBytes >= PAGE_BYTES) || regionBytes % PAGE_BYTES !== 0)
+      throw new MigrationError("ERR_PARAMETER", `Region of ${regionBytes} B: give a multiple of ${PAGE_BYTES}`);
   let start = hasNic ? NIC_BYTES : 0;
   const fixed = vcpus.reduce((sum, { regionBytes = 0 }) => sum + regionBytes, start);
   const sharing = vcpus.filter(({ regionBytes }) => regionBytes === undefined).length;
@@ -72,6 +83,8 @@ export class Guest {
   readonly #host: GuestHost;
   readonly #vcpus: readonly Vcpu[];
   #devices: readonly Device[] = [];
+  #hashes: HashTable | undefined;
+  #arrived: Uint32Array | undefined;
   /** Owner epoch; raised by every hand-over. */
   epoch = 0;
   onFailure: (error: MigrationError) => void = () => {};
@@ -141,6 +154,19 @@ export class Guest {
     if (first !== undefined) first.onKick = () => devices.forEach((device) => device.kick());
   }
 
+  /** One hash a page, all zero: a migration begins with it. One migration at a time. */
+  freshHashTable(): HashTable {
+    this.#hashes ??= this.#host.segments.takeWords(this.memory.pages * 2);
+    return this.#hashes.fill(0);
+  }
+
+  /** Bitmap words of the pages that may be other than zero, for whoever stores arriving pages. With the barrier log it is that log's own map. */
+  get populatedWords(): Uint32Array {
+    if (this.barrier !== undefined) return this.barrier.populated;
+    this.#arrived ??= this.#host.segments.takeWords(Math.ceil(this.memory.pages / 32));
+    return this.#arrived;
+  }
+
   /** True if some program writes past the accessor, which only the mmu dirty log sees. */
   get hasDirectWriter(): boolean {
     return this.#vcpus.some(({ isDirectWriter }) => isDirectWriter);
@@ -204,6 +230,7 @@ export class Guest {
     await this.#host.memory.free();
     await this.#host.memory.detach();
     this.#host.segments.give(this.memory.segments);
+    for (const words of [this.#hashes, this.#arrived]) if (words !== undefined) this.#host.segments.giveWords(words);
     await this.#host.threads.prepare(this.#vcpus.length); // for the next guest
   }
 }

@@ -13,7 +13,11 @@ async function withFolder(use: (folder: string) => void | Promise<void>): Promis
     rmSync(folder, { recursive: true });
   }
 }
-const said = (journal: Journal, guest = "g1"): string => journal.read(guest).map(({ epoch, decision }) => `${epoch} ${decision}`).join(", ");
+const said = (journal: Journal, guest = "g1"): string =>
+  journal
+    .read(guest)
+    .map(({ epoch, decision }) => `${epoch} ${decision}`)
+    .join(", ");
 
 describe("Journal", () => {
   it("reads back what was recorded, oldest first, in this process and in the next", () =>
@@ -31,8 +35,7 @@ describe("Journal", () => {
       assert.equal(said(next, "g2"), "7 prepared");
       for (const { at } of next.read("g1")) assert.ok(Math.abs(Date.now() - Date.parse(at)) < 60_000);
       next.close();
-    }),
-  );
+    }));
 
   it("knows the highest epoch, not the last one, and 0 for a guest it never met", () =>
     withFolder((folder) => {
@@ -42,8 +45,7 @@ describe("Journal", () => {
       assert.equal(journal.latestEpoch("g1"), 9);
       assert.equal(journal.latestEpoch("g"), 0);
       journal.close();
-    }),
-  );
+    }));
 
   it("has a decision in the file when record() returns, without close or sync", () =>
     withFolder((folder) => {
@@ -51,8 +53,7 @@ describe("Journal", () => {
       journal.record("g1", 4, "owner");
       assert.match(readFileSync(join(folder, "g1.journal"), "utf8"), /"epoch":4,"decision":"owner"}\n$/);
       journal.close();
-    }),
-  );
+    }));
 
   it("leaves out a last line cut short by a crash at any byte, and keeps every line before it", () =>
     withFolder((folder) => {
@@ -67,8 +68,7 @@ describe("Journal", () => {
         truncateSync(file, length);
         assert.equal(said(new Journal(folder)), "1 booted", `${length} bytes`);
       }
-    }),
-  );
+    }));
 
   it("does not lose the decision recorded after a cut line", () =>
     withFolder((folder) => {
@@ -82,16 +82,14 @@ describe("Journal", () => {
       assert.equal(said(next), "1 booted, 2 offered, 2 committed");
       assert.equal(next.latestEpoch("g1"), 2);
       next.close();
-    }),
-  );
+    }));
 
   it("does not take a file that it cannot read for a guest it never met", () =>
     withFolder((folder) => {
       const journal = new Journal(folder);
       mkdirSync(join(folder, "g1.journal"));
       assert.throws(() => journal.latestEpoch("g1"), { code: "EISDIR" });
-    }),
-  );
+    }));
 
   it("makes its folder and files readable for their owner only", () =>
     withFolder((folder) => {
@@ -100,16 +98,14 @@ describe("Journal", () => {
       journal.close();
       assert.equal(statSync(folder).mode & 0o077, 0);
       assert.equal(statSync(join(folder, "g1.journal")).mode & 0o077, 0);
-    }),
-  );
+    }));
 
   it("is the same folder again for a second agent's start, with what is there", () =>
     withFolder((folder) => {
       mkdirSync(folder);
       writeFileSync(join(folder, "g1.journal"), '{"at":"2026-01-01T00:00:00.000Z","epoch":5,"decision":"owner"}\n');
       assert.equal(new Journal(folder).latestEpoch("g1"), 5);
-    }),
-  );
+    }));
 
   it("sync of a guest without entries resolves", () => withFolder((folder) => new Journal(folder).sync("nobody")));
 });

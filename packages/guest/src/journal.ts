@@ -1,4 +1,4 @@
-import { closeSync, fsync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, fsync, mkdirSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
 
 /** Decisions that outlive the process. offered, committed, completed, aborted, taken-back: as source; prepared, owner, refused: as target; booted: here. */
@@ -27,8 +27,12 @@ export class Journal {
   record(guest: string, epoch: number, decision: Decision): void {
     let fd = this.#open.get(guest);
     if (fd === undefined) {
-      fd = openSync(this.#file(guest), "a", 0o600);
+      fd = openSync(this.#file(guest), "a+", 0o600);
       this.#open.set(guest, fd);
+      // A crash may have cut the last line short: what comes now must not be glued to it.
+      const { size } = fstatSync(fd);
+      const last = Buffer.alloc(1);
+      if (size > 0 && readSync(fd, last, 0, 1, size - 1) === 1 && last.toString() !== "\n") writeSync(fd, "\n");
     }
     const entry: JournalEntry = { at: new Date().toISOString(), epoch, decision };
     writeSync(fd, `${JSON.stringify(entry)}\n`);
@@ -45,8 +49,9 @@ export class Journal {
     let text: string;
     try {
       text = readFileSync(this.#file(guest), "utf8");
-    } catch {
-      return []; // never heard of this guest
+    } catch (error) {
+      if (error instanceof Error && "code" in error && error.code === "ENOENT") return []; // never heard of this guest
+      throw error; // to take it for none would forget its epoch
     }
     return text.split("\n").flatMap((line) => {
       try {

@@ -26,12 +26,23 @@ function tracked(): { access: MemoryAccess; memory: GuestMemory; marked: () => n
 }
 /** Pages that [at, at + bytes) touches. */
 const touched = (at: number, bytes: number): number[] =>
-  bytes === 0 ? [] : Array.from({ length: Math.floor((at + bytes - 1) / PAGE_BYTES) - Math.floor(at / PAGE_BYTES) + 1 }, (_, n) => Math.floor(at / PAGE_BYTES) + n);
+  bytes === 0
+    ? []
+    : Array.from(
+        { length: Math.floor((at + bytes - 1) / PAGE_BYTES) - Math.floor(at / PAGE_BYTES) + 1 },
+        (_, n) => Math.floor(at / PAGE_BYTES) + n,
+      );
 
 describe("MemoryAccess", () => {
   it("reads back every word as it was stored, unsigned, and marks its page", () => {
     const { access, marked } = tracked();
-    for (const [at, value] of [[0, 0], [4, 1], [PAGE_BYTES - 4, 0x7fffffff], [PAGE_BYTES, 0x80000000], [BYTES - 4, 0xffffffff]] as const) {
+    for (const [at, value] of [
+      [0, 0],
+      [4, 1],
+      [PAGE_BYTES - 4, 0x7fffffff],
+      [PAGE_BYTES, 0x80000000],
+      [BYTES - 4, 0xffffffff],
+    ] as const) {
       access.storeU32(at, value);
       assert.equal(access.loadU32(at), value);
       assert.deepEqual(marked(), [Math.floor(at / PAGE_BYTES)], `word at ${at}`);
@@ -49,7 +60,9 @@ describe("MemoryAccess", () => {
   it("writes, fills and reads like one plain array, and marks exactly the pages it wrote", () => {
     const { access, marked } = tracked();
     const model = new Uint8Array(BYTES);
-    const spans = fc.tuple(fc.integer({ min: 0, max: BYTES }), fc.integer({ min: 0, max: 3 * PAGE_BYTES })).filter(([at, bytes]) => at + bytes <= BYTES);
+    const spans = fc
+      .tuple(fc.integer({ min: 0, max: BYTES }), fc.integer({ min: 0, max: 3 * PAGE_BYTES }))
+      .filter(([at, bytes]) => at + bytes <= BYTES);
     fc.assert(
       fc.property(spans, fc.constantFrom("write", "fill", "wrote"), fc.integer({ min: 0, max: 255 }), ([at, bytes], how, value) => {
         if (how === "write") access.write(at, new Uint8Array(bytes).fill(value));
@@ -69,8 +82,14 @@ describe("MemoryAccess", () => {
     const { access } = tracked();
     const seen: string[] = [];
     const { store, or } = Atomics;
-    context.mock.method(Atomics, "store", (words: Int32Array, at: number, value: number) => void seen.push("store") ?? store(words, at, value));
-    context.mock.method(Atomics, "or", (words: Uint32Array, at: number, bits: number) => void seen.push("mark") ?? or(words, at, bits));
+    context.mock.method(Atomics, "store", (words: Int32Array, at: number, value: number) => {
+      seen.push("store");
+      return store(words, at, value);
+    });
+    context.mock.method(Atomics, "or", (words: Uint32Array, at: number, bits: number) => {
+      seen.push("mark");
+      return or(words, at, bits);
+    });
     access.storeU32(0, 1);
     assert.deepEqual([seen[0], seen.at(-1)], ["store", "mark"]);
   });
@@ -81,7 +100,15 @@ describe("MemoryAccess", () => {
       assert.throws(() => access.loadU32(at), { code: "ERR_RUN_OUT_OF_RANGE" }, `load at ${at}`);
       assert.throws(() => access.storeU32(at, 1), { code: "ERR_RUN_OUT_OF_RANGE" }, `store at ${at}`);
     }
-    for (const [at, bytes] of [[-1, 1], [-1, 2], [BYTES, 1], [BYTES - 1, 2], [0, BYTES + 1], [2 ** 40, 1], [BYTES + PAGE_BYTES, 1]] as const) {
+    for (const [at, bytes] of [
+      [-1, 1],
+      [-1, 2],
+      [BYTES, 1],
+      [BYTES - 1, 2],
+      [0, BYTES + 1],
+      [2 ** 40, 1],
+      [BYTES + PAGE_BYTES, 1],
+    ] as const) {
       const note = `${bytes} B at ${at}`;
       assert.throws(() => access.read(at, new Uint8Array(bytes)), { code: "ERR_RUN_OUT_OF_RANGE" }, note);
       assert.throws(() => access.write(at, new Uint8Array(bytes).fill(1)), { code: "ERR_RUN_OUT_OF_RANGE" }, note);

@@ -60,7 +60,9 @@ export class MemoryAccess {
 
   /** Logs a write of `bytes` from `at` that went around this accessor, such as a WebAssembly kernel's. Call it after the write. */
   wrote(at: number, bytes: number): void {
-    this.#mark(at, bytes);
+    if (at < 0 || at + bytes > this.bytes)
+      throw new MigrationError("ERR_RUN_OUT_OF_RANGE", `${bytes} B at ${at}; the guest has ${this.bytes} B`);
+    if (bytes > 0) this.#mark(at, bytes);
   }
 
   #mark(at: number, bytes: number): void {

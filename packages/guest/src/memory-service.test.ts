@@ -22,7 +22,12 @@ interface Served {
   readonly access: MemoryAccess;
   pagesOf(call: (into: Bitmap) => Promise<number>): Promise<number[]>;
 }
-async function withService(kind: keyof typeof KINDS, bytes: number, use: (served: Served) => Promise<void>, forgetEvery = 0): Promise<void> {
+async function withService(
+  kind: keyof typeof KINDS,
+  bytes: number,
+  use: (served: Served) => Promise<void>,
+  forgetEvery = 0,
+): Promise<void> {
   const memory = GuestMemory.allocate(bytes, pool);
   const barrier = kind === "barrier" ? allocateBarrier(memory.pages) : undefined;
   const service = new MemoryService(forgetEvery);
@@ -52,8 +57,7 @@ for (const kind of ["barrier", "mmu"] as const)
         assert.deepEqual(await pagesOf((into) => service.collect(into)), []);
         await service.stop();
         assert.deepEqual(await pagesOf((into) => service.start(into)), [3, 4]);
-      }),
-    );
+      }));
 
     it("gives a refusal back with its code, and goes on", () =>
       withService(kind, MIB, async ({ service, pagesOf }) => {
@@ -62,8 +66,7 @@ for (const kind of ["barrier", "mmu"] as const)
         await assert.rejects(service.start(new Bitmap(256)), { code: "ERR_ALREADY_TRACKING" });
         await service.detach();
         await assert.rejects(service.collect(new Bitmap(256)), { code: "ERR_NO_GUEST" });
-      }),
-    );
+      }));
 
     it("audits a frozen image: nothing if all hashes are of what is there, one page if one is stale", () =>
       withService(kind, MIB, async ({ service, memory, access }) => {
@@ -82,17 +85,19 @@ for (const kind of ["barrier", "mmu"] as const)
         assert.equal((await service.audit(table)).mismatched, 2);
         access.fill(20 * PAGE_BYTES, PAGE_BYTES, 0); // zero now, and sent with data
         assert.equal((await service.audit(table)).mismatched, 3);
-      }),
-    );
+      }));
 
-    it("audits a page that is not there any more but was sent with data", { skip: isLinuxAvailable ? false : "memory stays where it is" }, () =>
-      withService(kind, MIB, async ({ service, memory, access }) => {
-        const table = allocateHashTable(memory.pages);
-        access.storeU32(5 * PAGE_BYTES, 1);
-        new PageHashes(memory, table).renew(5);
-        await service.free();
-        assert.equal((await service.audit(table)).mismatched, 1);
-      }),
+    it(
+      "audits a page that is not there any more but was sent with data",
+      { skip: isLinuxAvailable ? false : "memory stays where it is" },
+      () =>
+        withService(kind, MIB, async ({ service, memory, access }) => {
+          const table = allocateHashTable(memory.pages);
+          access.storeU32(5 * PAGE_BYTES, 1);
+          new PageHashes(memory, table).renew(5);
+          await service.free();
+          assert.equal((await service.audit(table)).mismatched, 1);
+        }),
     );
 
     it("loses one page in as many as it was told to, and only then", () =>
@@ -105,24 +110,28 @@ for (const kind of ["barrier", "mmu"] as const)
           assert.deepEqual(await pagesOf((into) => service.collect(into)), [0, 1, 2, 4, 5, 6, 8, 9]);
         },
         4,
-      ),
-    );
+      ));
   });
 
 describe("MemoryService", () => {
   it("free() makes all pages read zero, and gives their memory back to the system", () =>
     withService("barrier", 128 * MIB, async ({ service, memory, access }) => {
       const residentBytes = (): number | undefined =>
-        process.platform === "linux" ? Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1]) * 1024 : undefined;
+        process.platform === "linux"
+          ? Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1]) * 1024
+          : undefined;
       access.fill(0, memory.bytes, 0xaa);
       const before = residentBytes();
       await service.free();
       const after = residentBytes();
       if (before !== undefined && after !== undefined && isLinuxAvailable)
         assert.ok(before - after > 100 * MIB, `resident memory fell by ${before - after} B`);
-      for (let page = 0; page < memory.pages; page += 512) assert.ok(memory.view(page, 512).every((byte) => byte === 0), `page ${page}`);
-    }),
-  );
+      for (let page = 0; page < memory.pages; page += 512)
+        assert.ok(
+          memory.view(page, 512).every((byte) => byte === 0),
+          `page ${page}`,
+        );
+    }));
 
   it("refuses every call without a guest with ERR_NO_GUEST, but for detach", async () => {
     const service = new MemoryService();

@@ -9,10 +9,11 @@ import type { HashTable } from "./page-hashes.js";
 
 /** The main thread's end of memory-thread.ts: the dirty log of the guest here, its audit, and its end. One task after another. */
 export class MemoryService {
-  readonly #worker = new Worker(new URL("./memory-thread.js", import.meta.url));
+  readonly #worker = new Worker(new URL("./memory-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
   readonly #waiting = new Map<number, { resolve: (reply: MemoryReply & { ok: true }) => void; reject: (error: Error) => void }>();
   readonly #forgetEvery: number;
   #id = 0;
+  #end: MigrationError | undefined;
 
   /** @param forgetEvery 0, or how many written pages it takes until the dirty log loses one: only to see that it is found out. */
   constructor(forgetEvery = 0) {
@@ -24,7 +25,8 @@ export class MemoryService {
       else pending?.reject(new MigrationError(reply.code, reply.message));
     });
     const fail = (cause: unknown): void => {
-      for (const { reject } of this.#waiting.values()) reject(new MigrationError("ERR_INTERNAL", "The memory thread ended", { cause }));
+      this.#end ??= new MigrationError("ERR_INTERNAL", "The memory thread ended", { cause });
+      for (const { reject } of this.#waiting.values()) reject(this.#end);
       this.#waiting.clear();
     };
     this.#worker.on("error", fail);
@@ -71,6 +73,7 @@ export class MemoryService {
   }
 
   #perform(task: MemoryTask): Promise<MemoryReply & { ok: true }> {
+    if (this.#end !== undefined) return Promise.reject(this.#end);
     const id = ++this.#id;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });

@@ -1,5 +1,5 @@
 import { parentPort } from "node:worker_threads";
-import { PagemapScanner, freePages, isLinuxAvailable } from "@precopy/linux";
+import { PagemapScanner, freePages, isLinuxAvailable, trimHeap } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
 import type { AuditResult, ErrorCode } from "@precopy/protocol";
 import { Bitmap } from "./bitmap.js";
@@ -93,6 +93,7 @@ function perform(request: MemoryTask): AuditResult | undefined {
     case "free":
       for (const view of attached().memory.views) if (!isLinuxAvailable) view.fill(0);
       if (isLinuxAvailable) for (const { address, bytes } of attached().memory.ranges()) freePages(address, bytes);
+      trimHeap();
       return undefined;
     case "detach":
       log?.stop();

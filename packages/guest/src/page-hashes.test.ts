@@ -110,7 +110,10 @@ describe("page kernels", () => {
 
 describe("PageHashes", () => {
   /** One step of a guest and whoever hashes it. */
-  const steps = fc.array(fc.tuple(fc.integer({ min: 0, max: PAGES - 1 }), fc.integer({ min: 0, max: 20 })), { minLength: 1, maxLength: 60 });
+  const steps = fc.array(fc.tuple(fc.integer({ min: 0, max: PAGES - 1 }), fc.integer({ min: 0, max: 20 })), {
+    minLength: 1,
+    maxLength: 60,
+  });
   const apply = (memory: GuestMemory, hashes: PageHashes, page: number, seed: number): void => {
     if (seed === 0) {
       memory.view(page, 1).fill(0);
@@ -135,7 +138,10 @@ describe("PageHashes", () => {
         const hashes = new PageHashes(memory, allocateHashTable(PAGES));
         for (const [page, seed] of all) apply(memory, hashes, page, seed);
         assert.equal(hashes.digest(), recomputed(memory));
-        assert.equal(hashes.digest(), recomputed(memory, (pages) => pages.reverse()));
+        assert.equal(
+          hashes.digest(),
+          recomputed(memory, (pages) => pages.reverse()),
+        );
       }),
       { numRuns: 50 },
     ));

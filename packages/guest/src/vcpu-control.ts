@@ -6,7 +6,11 @@
 export const VcpuWord = { REQUEST: 0, WAKE: 1, PROBE: 2, PROBED: 3 } as const;
 const VCPU_WORDS = 4;
 
-export const VcpuRequest = { Run: 0, Pause: 1, End: 2 } as const;
+/**
+ * What REQUEST may be. From FirstPause on it is a pause, each with a number of its own: a pause that follows another at once is seen as
+ * a new one, and an acknowledgement that comes late is not taken for the next pause's.
+ */
+export const VcpuRequest = { Run: 0, End: 1, FirstPause: 2 } as const;
 
 export const allocateVcpuControl = (): Int32Array => new Int32Array(new SharedArrayBuffer(VCPU_WORDS * 4));
 

@@ -28,11 +28,15 @@ export interface VcpuRegisters {
   /** Guest time of its last tick. */
   readonly lastTickMs: number;
 }
-export type ToVcpu = VcpuSetup | { readonly type: "boot" } | { readonly type: "load"; readonly registers: VcpuRegisters } | { readonly type: "run" };
+export type ToVcpu =
+  | VcpuSetup
+  | { readonly type: "boot" }
+  | { readonly type: "load"; readonly registers: VcpuRegisters }
+  | { readonly type: "run" };
 export type FromVcpu =
   | { readonly type: "ready"; readonly isDirectWriter: boolean }
   | { readonly type: "booted" | "loaded" | "running" | "kick" | "ended" }
-  | { readonly type: "paused"; readonly registers: VcpuRegisters }
+  | { readonly type: "paused"; readonly pause: number; readonly registers: VcpuRegisters }
   /** After each run: the gap between the last tick before and the first one after. */
   | { readonly type: "ticked"; readonly gapMs: number }
   | { readonly type: "failed"; readonly message: string; readonly stack: string | undefined };
@@ -79,10 +83,8 @@ function run(running: Program, guestClock: GuestClock): void {
     const request = Atomics.load(control, VcpuWord.REQUEST);
     if (request !== VcpuRequest.Run) {
       if (request === VcpuRequest.End) return;
-      post({ type: "paused", registers: { program: running.save(), lastTickMs } });
-      while (Atomics.load(control, VcpuWord.REQUEST) === VcpuRequest.Pause) Atomics.wait(control, VcpuWord.REQUEST, VcpuRequest.Pause, 1000);
-      if (Atomics.load(control, VcpuWord.REQUEST) === VcpuRequest.End) return;
-      post({ type: "running" });
+      post({ type: "paused", pause: request, registers: { program: running.save(), lastTickMs } });
+      while (Atomics.load(control, VcpuWord.REQUEST) === request) Atomics.wait(control, VcpuWord.REQUEST, request, 1000);
       isFirstTick = true;
       continue;
     }

@@ -34,6 +34,8 @@ export class Vcpu {
   readonly #waiting = new Map<FromVcpu["type"], Pending>();
   readonly #name: string;
   #failure: MigrationError | undefined;
+  /** Number of the latest pause; see VcpuRequest. */
+  #pause: number = VcpuRequest.FirstPause;
   /** The guest's transmit ring has news. */
   onKick: () => void = () => {};
   onTicked: (gapMs: number) => void = () => {};
@@ -71,10 +73,13 @@ export class Vcpu {
   /** Resolves with the registers once the vCPU stands between two steps, and stays there. @throws {MigrationError} ERR_WORKLOAD_FAILED */
   async pause(): Promise<VcpuRegisters> {
     const paused = this.#expect("paused");
-    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Pause);
+    this.#pause = Math.max((this.#pause + 1) | 0, VcpuRequest.FirstPause);
+    Atomics.store(this.#control, VcpuWord.REQUEST, this.#pause);
+    Atomics.notify(this.#control, VcpuWord.REQUEST);
     wake(this.#control);
     const timer = setTimeout(
-      () => this.#settle("paused", new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: a step took more than ${PAUSE_TIMEOUT_MS} ms`)),
+      () =>
+        this.#settle("paused", new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: a step took more than ${PAUSE_TIMEOUT_MS} ms`)),
       PAUSE_TIMEOUT_MS,
     );
     try {
@@ -88,6 +93,7 @@ export class Vcpu {
 
   /** Goes on where it stood; also calls off a pause that was not acknowledged. */
   resume(): void {
+    this.#settle("paused", new MigrationError("ERR_INTERNAL", `${this.#name}: its pause was called off`));
     Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Run);
     Atomics.notify(this.#control, VcpuWord.REQUEST);
     wake(this.#control);
@@ -113,6 +119,7 @@ export class Vcpu {
 
   /** Ends program and thread, wherever it stands. After this nobody of it touches guest memory. */
   async end(): Promise<void> {
+    this.onFailure = () => {}; // it was asked for
     this.#worker.removeAllListeners();
     this.#worker.on("error", () => {}); // an error while it ends has nobody left to concern
     Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.End);
@@ -145,7 +152,7 @@ export class Vcpu {
     else if (message.type === "ticked") this.onTicked(message.gapMs);
     else if (message.type === "failed")
       this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ${message.message}`, { cause: message.stack }));
-    else this.#settle(message.type, message);
+    else if (message.type !== "paused" || message.pause === this.#pause) this.#settle(message.type, message);
   }
 
   #fail(error: MigrationError): void {

@@ -46,7 +46,8 @@ describe("WorkloadCatalogue", () => {
       const catalogue = new WorkloadCatalogue();
       catalogue.addDirectory(folder);
       assert.equal(catalogue.find("one").sha256, catalogue.find("two").sha256);
-      for (const name of ["three", "four", "README", "one.js"]) assert.throws(() => catalogue.find(name), { code: "ERR_WORKLOAD_UNKNOWN" }, name);
+      for (const name of ["three", "four", "README", "one.js"])
+        assert.throws(() => catalogue.find(name), { code: "ERR_WORKLOAD_UNKNOWN" }, name);
     }));
 
   it("lets a later file take an earlier name", () =>

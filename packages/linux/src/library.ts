@@ -31,6 +31,15 @@ export function declare(prototype: string): (...args: unknown[]) => number {
   };
 }
 
+/** As `declare`, for what only some C libraries have; undefined where it is missing. */
+export function declareOptional(prototype: string): ((...args: unknown[]) => number) | undefined {
+  try {
+    return libc === undefined ? undefined : ((foreign: Foreign) => (...args: unknown[]) => Number(foreign(...args)))(libc.func(prototype));
+  } catch {
+    return undefined; // koffi throws for a symbol that is not there
+  }
+}
+
 /** Error number of the last call on this thread. */
 export const errno = (): number => koffi?.errno() ?? 0;
 

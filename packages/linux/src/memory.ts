@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { declare, systemCallError } from "./library.js";
+import { declare, declareOptional, systemCallError } from "./library.js";
 
 const madvise = declare("int madvise(uintptr_t address, size_t bytes, int advice)");
 const MADV_DONTNEED = 4;
@@ -12,6 +12,13 @@ export function freePages(address: bigint, bytes: number): void {
     const slice = Math.min(FREE_SLICE_BYTES, bytes - at);
     if (madvise(address + BigInt(at), slice, MADV_DONTNEED) !== 0) throw systemCallError("madvise");
   }
+}
+
+const mallocTrim = declareOptional("int malloc_trim(size_t keep)");
+
+/** Gives back what the C library keeps of freed buffers, in every thread's arena; does nothing where it has no such call. */
+export function trimHeap(): void {
+  mallocTrim?.(0);
 }
 
 /** Bytes the system can give without swapping (MemAvailable); undefined where it does not say. */

@@ -147,7 +147,10 @@ describe("write protection and page table scan", () => {
   });
 
   it("refuse a range that is no memory with ERR_SYSTEM_CALL, and name the call", { skip }, () => {
-    assert.throws(() => new WriteProtection([{ address: 4096n, bytes: PAGE_BYTES }]), { code: "ERR_SYSTEM_CALL", message: /UFFDIO_REGISTER: E/ });
+    assert.throws(() => new WriteProtection([{ address: 4096n, bytes: PAGE_BYTES }]), {
+      code: "ERR_SYSTEM_CALL",
+      message: /UFFDIO_REGISTER: E/,
+    });
     const view = newMemory(65536);
     const scanner = new PagemapScanner();
     const unregistered = { address: addressOf(view), bytes: view.byteLength };

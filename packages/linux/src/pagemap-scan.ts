@@ -17,7 +17,7 @@ const PAGE_IS_PFNZERO = 32;
 /** A page that is swapped out, or that compaction moves right now, is SWAPPED and not PRESENT: asking for PRESENT alone loses it. */
 const POPULATED = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
 
-const REGIONS = 16384;
+const REGIONS = 4096;
 const REGION_WORDS = 6; // struct page_region as u32 words: start, end, categories, 64 bits each
 
 /** Called for each run of pages, counted from the start of the range. `isZeroPage`: mapped to the kernel's page of zeros. */

@@ -107,23 +107,28 @@ if (isMainThread)
         assert.equal(new BlockingSocket(near.fd, 50, yes).writeAll(piecesOver(sent, outgoing), outgoing.length), true);
         assert.equal(await reader.outcome, true);
         assert.equal(Buffer.compare(new Uint8Array(sent), new Uint8Array(got)), 0);
-      }),
-    );
+      }));
 
     it("writes from a thread what the main thread reads slowly, without losing its place at a full buffer", () =>
       withPair(async (near, far) => {
         const bytes = 16 * 2 ** 20;
         const sent = numbered(bytes);
         const control = newControl();
-        const writer = await startThread({ call: "writeAll", fd: far.fd, pollMs: 10, memory: sent, pieces: sizesOf(2000, 8000, bytes), control });
+        const writer = await startThread({
+          call: "writeAll",
+          fd: far.fd,
+          pollMs: 10,
+          memory: sent,
+          pieces: sizesOf(2000, 8000, bytes),
+          control,
+        });
         while (Atomics.load(control, 0) < 3) Atomics.wait(control, 0, Atomics.load(control, 0), 100); // three time-outs: the buffers are full
         const got = Buffer.alloc(bytes);
         const socket = new BlockingSocket(near.fd, 50, yes);
         for (let at = 0; at < bytes; at += 2 ** 18) assert.equal(socket.read(got, at, at + 2 ** 18), true);
         assert.equal(await writer.outcome, true);
         assert.equal(Buffer.compare(new Uint8Array(sent), got), 0);
-      }),
-    );
+      }));
 
     it("keeps its place in a piece over time-outs: half of it now, half later", () =>
       withPair(async (near, far) => {
@@ -132,15 +137,18 @@ if (isMainThread)
         const reader = await startThread({ call: "readAll", fd: far.fd, pollMs: 5, memory: got, pieces: [400, 600], control });
         const socket = new BlockingSocket(near.fd, 50, yes);
         const sent = new Uint8Array(numbered(1000));
-        for (const [from, to] of [[0, 399], [399, 401], [401, 1000]] as const) {
+        for (const [from, to] of [
+          [0, 399],
+          [399, 401],
+          [401, 1000],
+        ] as const) {
           const asked = Atomics.load(control, 0);
           while (Atomics.load(control, 0) < asked + 2) Atomics.wait(control, 0, Atomics.load(control, 0), 100);
           assert.equal(socket.write(sent.subarray(from, to)), true);
         }
         assert.equal(await reader.outcome, true);
         assert.deepEqual(new Uint8Array(got), sent);
-      }),
-    );
+      }));
 
     it("asks mayGoOn at every time-out and ends with false when it says no: reading, writing, and reading into a buffer", () =>
       withPair((near, far) => {
@@ -155,8 +163,7 @@ if (isMainThread)
         asked = 0;
         assert.equal(new BlockingSocket(far.fd, 5, until(2)).writeAll(piecesOver(memory, [memory.byteLength]), 1), false);
         assert.equal(asked, 2);
-      }),
-    );
+      }));
 
     it("shutdown() frees a blocked reader at once: long before its time-out, and without asking mayGoOn", () =>
       withPair(async (_near, far) => {
@@ -168,17 +175,22 @@ if (isMainThread)
         assert.equal(await reader.outcome, false);
         assert.ok(performance.now() - started < 5000);
         assert.equal(Atomics.load(control, 0), 0);
-      }),
-    );
+      }));
 
     it("shutdown() frees a writer at full buffers, which throws EPIPE", () =>
       withPair(async (_near, far) => {
         const memory = new SharedArrayBuffer(64 * 2 ** 20);
-        const writer = await startThread({ call: "writeAll", fd: far.fd, pollMs: 100_000, memory, pieces: [memory.byteLength], control: newControl() });
+        const writer = await startThread({
+          call: "writeAll",
+          fd: far.fd,
+          pollMs: 100_000,
+          memory,
+          pieces: [memory.byteLength],
+          control: newControl(),
+        });
         far.shutdown();
         assert.match(String(await writer.outcome), /^writev: EPIPE$/);
-      }),
-    );
+      }));
 
     it("gives what came before the end of the stream, then false", () =>
       withPair((near, far) => {
@@ -190,8 +202,7 @@ if (isMainThread)
         assert.equal(got.toString("latin1"), "\0\0last\0\0");
         assert.equal(socket.read(got, 0, 1), false);
         assert.equal(socket.readAll(piecesOver(new SharedArrayBuffer(4), [4]), 1), false);
-      }),
-    );
+      }));
 
     it("throws ERR_SYSTEM_CALL with call and error number for what is no socket", () => {
       assert.throws(() => new BlockingSocket(1 << 20, 50, yes), { code: "ERR_SYSTEM_CALL", message: "fcntl: EBADF" });
@@ -203,8 +214,7 @@ if (isMainThread)
         const socket = new BlockingSocket(near.fd, 50, yes);
         for (const rate of [1, 0.5, 10e9, 0]) assert.doesNotThrow(() => socket.setPacing(rate));
         assert.equal(socket.tryCongestionControl("no-such-thing"), false);
-      }),
-    );
+      }));
 
     it("closed handles stay closed: a descriptor that got the same number is not closed by them", () =>
       withPair((near) => {
@@ -216,6 +226,5 @@ if (isMainThread)
         near.close();
         assert.ok(files.includes(near.fd), "the number was not used again, so this shows nothing");
         for (const file of files) closeSync(file); // EBADF if one is closed already
-      }),
-    );
+      }));
   });

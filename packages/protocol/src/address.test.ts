@@ -27,12 +27,37 @@ describe("parseAddress", () => {
   });
 
   it("refuses what is no address", () => {
-    const bad = ["", ":", "host:", "host:x", "host:65536", "host:999999999999999999999", "a b", "host/path:1", "http://host:1", "host:-1", "host:1.5"];
+    const bad = [
+      "",
+      ":",
+      "host:",
+      "host:x",
+      "host:65536",
+      "host:999999999999999999999",
+      "a b",
+      "host/path:1",
+      "http://host:1",
+      "host:-1",
+      "host:1.5",
+    ];
     for (const text of bad) assert.throws(() => parseAddress(text), { code: "ERR_ADDRESS" }, `${JSON.stringify(text)} was accepted`);
   });
 
   it("refuses broken brackets and colons that are no IPv6 address", () => {
-    const bad = ["[::1", "::1]", "[::1]:", "[::1]:x", "[::1]]:80", "[[::1]]:80", "[host]:80", "[]:80", "host:80:90", "1.2.3.4:80:90", ":::", "[::1]:65536"];
+    const bad = [
+      "[::1",
+      "::1]",
+      "[::1]:",
+      "[::1]:x",
+      "[::1]]:80",
+      "[[::1]]:80",
+      "[host]:80",
+      "[]:80",
+      "host:80:90",
+      "1.2.3.4:80:90",
+      ":::",
+      "[::1]:65536",
+    ];
     for (const text of bad) assert.throws(() => parseAddress(text), { code: "ERR_ADDRESS" }, `${JSON.stringify(text)} was accepted`);
   });
 

@@ -9,7 +9,8 @@ export interface Address {
 export const DEFAULT_PORT = 4646;
 
 /** With or without a zone, as in fe80::1%eth0; URL has no zones, so that part is left out of the check. */
-const isIpv6 = (host: string): boolean => host.includes(":") && !/[[\]/@\s]/.test(host) && URL.canParse(`http://[${host.replace(/%[\w.-]+$/, "")}]`);
+const isIpv6 = (host: string): boolean =>
+  host.includes(":") && !/[[\]/@\s]/.test(host) && URL.canParse(`http://[${host.replace(/%[\w.-]+$/, "")}]`);
 
 /** Accepts `HOST:PORT`, `HOST`, `[IPv6]:PORT`, `[IPv6]`, a bare IPv6 address and `:PORT` (all IPv4 interfaces). @throws ERR_ADDRESS */
 export function parseAddress(text: string, defaultPort = DEFAULT_PORT): Address {

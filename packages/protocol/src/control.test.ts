@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { inspect } from "node:util";
 import fc from "fast-check";
 import { Packr } from "msgpackr";
 import { decodeControl, encodeControl } from "./control.js";
@@ -7,7 +8,12 @@ import type { ControlMessage, ControlType, Message } from "./control.js";
 import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, VCPUS_MAX } from "./limits.js";
 
 const SESSION = "6f3c1f0e-8f6a-4d8e-9d39-6a4f1f6f7a10";
-const VCPU = { workload: "random-writer", sha256: "ab".repeat(32), options: { rate: 100, kind: "text", on: true }, region: { start: 0, bytes: 4096 } };
+const VCPU = {
+  workload: "random-writer",
+  sha256: "ab".repeat(32),
+  options: { rate: 100, kind: "text", on: true },
+  region: { start: 0, bytes: 4096 },
+};
 /** One of each type: a type that is left out does not compile. */
 const EVERY: { [T in ControlType]: Message<T> } = {
   admit: {
@@ -48,7 +54,8 @@ const EVERY: { [T in ControlType]: Message<T> } = {
   pong: { type: "pong", id: 1 },
 };
 const packr = new Packr({ useRecords: false, variableMapSize: true });
-const refuses = (raw: unknown, note = JSON.stringify(raw)): void => assert.throws(() => decodeControl(packr.pack(raw)), { code: "ERR_BAD_MESSAGE" }, note);
+const refuses = (raw: unknown, note = JSON.stringify(raw)): void =>
+  assert.throws(() => decodeControl(packr.pack(raw)), { code: "ERR_BAD_MESSAGE" }, note);
 /** Any value where something else was, deep inside. `path` as in "manifest.vcpus.0.region". */
 function changed(message: ControlMessage, path: string, value: unknown): unknown {
   const copy: unknown = structuredClone(message);
@@ -96,7 +103,19 @@ describe("control messages", () => {
 
 describe("decodeControl refuses", () => {
   it("an unknown type, no type, and what is no message", () => {
-    for (const raw of [{ ...EVERY.ping, type: "pang" }, { id: 1 }, {}, [], null, 7, "ping", true, [EVERY.ping], { type: { type: "ping" } }, { type: "toString" }])
+    for (const raw of [
+      { ...EVERY.ping, type: "pang" },
+      { id: 1 },
+      {},
+      [],
+      null,
+      7,
+      "ping",
+      true,
+      [EVERY.ping],
+      { type: { type: "ping" } },
+      { type: "toString" },
+    ])
       refuses(raw);
   });
 
@@ -108,14 +127,15 @@ describe("decodeControl refuses", () => {
 
   it("every message with any one of its fields left out", () => {
     for (const message of Object.values(EVERY))
-      for (const key of Object.keys(message)) refuses(Object.fromEntries(Object.entries(message).filter(([name]) => name !== key)), `${message.type} without ${key}`);
+      for (const key of Object.keys(message))
+        refuses(Object.fromEntries(Object.entries(message).filter(([name]) => name !== key)), `${message.type} without ${key}`);
   });
 
   it("every message with any one of its fields of a wrong type", () => {
     for (const message of Object.values(EVERY))
       for (const key of Object.keys(message))
         for (const value of [undefined, { a: {} }, new Date(0), -1.5, key === "message" ? 1 : key === "code" ? [] : "\u0000".repeat(65)])
-          refuses({ ...message, [key]: value }, `${message.type}.${key} = ${String(value)}`);
+          refuses({ ...message, [key]: value }, `${message.type}.${key} = ${inspect(value)}`);
   });
 
   it("numbers, names and lists past their bounds", () => {
@@ -216,6 +236,7 @@ describe("decodeControl refuses", () => {
   });
 
   it("lists nested as deep as a message is long", () => {
-    for (const opening of [0x91, 0x81]) assert.throws(() => decodeControl(Buffer.alloc(CONTROL_MESSAGE_BYTES_MAX, opening)), { code: "ERR_BAD_MESSAGE" });
+    for (const opening of [0x91, 0x81])
+      assert.throws(() => decodeControl(Buffer.alloc(CONTROL_MESSAGE_BYTES_MAX, opening)), { code: "ERR_BAD_MESSAGE" });
   });
 });

@@ -22,7 +22,15 @@ const bytesOf = ({ encoding, data, zero, payload }: Packet, sequence: number, fi
     head.writeUInt32LE(pages, HEADER_BYTES + at * RUN_BYTES + 4);
   });
   const kind = payload === undefined ? PacketKind.Flush : PacketKind.Pages;
-  const header = { kind, encoding, round: 1, sequence, dataRuns: data.length, zeroRuns: zero.length, payloadBytes: payload?.byteLength ?? 0 };
+  const header = {
+    kind,
+    encoding,
+    round: 1,
+    sequence,
+    dataRuns: data.length,
+    zeroRuns: zero.length,
+    payloadBytes: payload?.byteLength ?? 0,
+  };
   encodeHeader(head, { ...header, ...fields });
   return Buffer.concat([head, payload ?? Buffer.alloc(0)]);
 };
@@ -62,9 +70,18 @@ function decode(chunks: readonly Buffer[], bounds = GUEST): Told[] {
 }
 const cut = (bytes: Buffer, every: number): Buffer[] =>
   Array.from({ length: Math.ceil(bytes.byteLength / every) }, (_, at) => bytes.subarray(at * every, (at + 1) * every));
-const content = (told: readonly Told[]): unknown => told.map(({ pieces, ...rest }) => ({ ...rest, payload: rest.payload.toString("hex") }));
+const content = (told: readonly Told[]): unknown =>
+  told.map((one) => ({ ...one, payload: one.payload.toString("hex"), pieces: undefined }));
 
-const RAW: Packet = { encoding: PageEncoding.Raw, data: [[1, 1], [9, 1]], zero: [[100, 50]], payload: Buffer.alloc(2 * PAGE_BYTES, "guest") };
+const RAW: Packet = {
+  encoding: PageEncoding.Raw,
+  data: [
+    [1, 1],
+    [9, 1],
+  ],
+  zero: [[100, 50]],
+  payload: Buffer.alloc(2 * PAGE_BYTES, "guest"),
+};
 const LZ4: Packet = { encoding: PageEncoding.Lz4, data: [[1, 16]], zero: [], payload: Buffer.alloc(777, "blocks") };
 const ZEROS: Packet = { encoding: PageEncoding.Raw, data: [], zero: [[0, 9]], payload: Buffer.alloc(0) };
 const EMPTY: Packet = { encoding: PageEncoding.Raw, data: [], zero: [], payload: Buffer.alloc(0) };
@@ -79,19 +96,26 @@ describe("PacketDecoder", () => {
       assert.equal(told.length, 1);
       assert.equal(told[0]?.isEnded, true);
       assert.deepEqual(told[0].payload, packet.payload ?? Buffer.alloc(0));
-      assert.equal(told[0].dataPages, packet.data.reduce((sum, [, pages]) => sum + pages, 0));
+      assert.equal(
+        told[0].dataPages,
+        packet.data.reduce((sum, [, pages]) => sum + pages, 0),
+      );
       assert.equal(told[0].head, whole.toString("hex", 0, HEADER_BYTES + (packet.data.length + packet.zero.length) * RUN_BYTES));
       assert.deepEqual(content(decode(cut(whole, 1))), content(told));
       assert.deepEqual(content(decode(cut(whole, Math.ceil(whole.byteLength / 2)))), content(told));
     });
     it(`tells two of ${name} glued together as two`, () => {
       const told = decode([stream([packet, packet])]);
-      assert.deepEqual(told.map(({ header }) => header.sequence), [0, 1]);
+      assert.deepEqual(
+        told.map(({ header }) => header.sequence),
+        [0, 1],
+      );
       for (const one of told) assert.deepEqual([one.isEnded, one.payload], [true, packet.payload ?? Buffer.alloc(0)]);
     });
     it(`waits for the rest of a truncated ${name}, without an end and without an error`, () => {
       for (const length of [1, HEADER_BYTES - 1, HEADER_BYTES, whole.byteLength - 1])
-        if (length < whole.byteLength) assert.ok(!decode([whole.subarray(0, length)]).some(({ isEnded }) => isEnded), `after ${length} bytes`);
+        if (length < whole.byteLength)
+          assert.ok(!decode([whole.subarray(0, length)]).some(({ isEnded }) => isEnded), `after ${length} bytes`);
     });
   }
 
@@ -108,7 +132,8 @@ describe("PacketDecoder", () => {
           const told = decode(chunks);
           assert.deepEqual(content(told), content(decode([whole])));
           assert.equal(told.length, packets.length);
-          for (const { header, pieces } of told) if (header.encoding === PageEncoding.Lz4 && header.payloadBytes > 0) assert.equal(pieces, 1);
+          for (const { header, pieces } of told)
+            if (header.encoding === PageEncoding.Lz4 && header.payloadBytes > 0) assert.equal(pieces, 1);
         },
       ),
     ));
@@ -117,7 +142,11 @@ describe("PacketDecoder", () => {
     const whole = stream([RAW]);
     const payloadAt = HEADER_BYTES + 3 * RUN_BYTES;
     const seen: Buffer[] = [];
-    const decoder = new PacketDecoder(GUEST, { begin: () => {}, payload: (bytes) => void seen.push(bytes), end: () => assert.fail("too early") });
+    const decoder = new PacketDecoder(GUEST, {
+      begin: () => {},
+      payload: (bytes) => void seen.push(bytes),
+      end: () => assert.fail("too early"),
+    });
     decoder.push(whole.subarray(0, payloadAt));
     const chunk = whole.subarray(payloadAt, payloadAt + 10);
     decoder.push(chunk);
@@ -141,7 +170,12 @@ describe("PacketDecoder refuses", () => {
   const after = (packets: readonly Packet[], last: Buffer): Buffer => Buffer.concat([stream(packets), last]);
 
   it("a sequence number that was left out, that repeats, or that does not start at 0, with ERR_PACKET_SEQUENCE", () => {
-    for (const [before, sequence] of [[0, 1], [1, 0], [1, 2], [2, 2 ** 32 - 1]] as const) {
+    for (const [before, sequence] of [
+      [0, 1],
+      [1, 0],
+      [1, 2],
+      [2, 2 ** 32 - 1],
+    ] as const) {
       const bytes = after(new Array<Packet>(before).fill(RAW), bytesOf(FLUSH, sequence));
       if (sequence !== before) assert.throws(() => decode([bytes]), { code: "ERR_PACKET_SEQUENCE" }, `${sequence} after ${before}`);
     }
@@ -174,7 +208,8 @@ describe("PacketDecoder refuses", () => {
     }
   });
 
-  it("a run outside the guest", () => assert.throws(() => decode([stream([RAW])], { pages: 149, mayCarry: () => true }), { code: "ERR_RUN_OUT_OF_RANGE" }));
+  it("a run outside the guest", () =>
+    assert.throws(() => decode([stream([RAW])], { pages: 149, mayCarry: () => true }), { code: "ERR_RUN_OUT_OF_RANGE" }));
 
   it("a damaged FLUSH: a wrong round would be acknowledged", () => {
     for (let bit = 8 * 8; bit < 12 * 8; bit++) {

@@ -86,5 +86,6 @@ export class PacketDecoder {
 
 /** A gap would mean a page version lost without a trace. @throws {MigrationError} ERR_PACKET_SEQUENCE */
 export function checkSequence(header: PacketHeader, expected: number): void {
-  if (header.sequence !== expected) throw new MigrationError("ERR_PACKET_SEQUENCE", `Packet ${header.sequence} where ${expected} must come`);
+  if (header.sequence !== expected)
+    throw new MigrationError("ERR_PACKET_SEQUENCE", `Packet ${header.sequence} where ${expected} must come`);
 }

@@ -26,7 +26,14 @@ const check = (bytes: Buffer, bounds: RunBounds): number => checkRunTable(bytes,
 /** Refused by the header alone, or by the run table after it. */
 const refuses = (bytes: Buffer, code: ErrorCode, bounds = inGuestOf(2 ** 32)): void => assert.throws(() => check(bytes, bounds), { code });
 
-const sample = (): Buffer => head([[16, 2], [64, 1]], [[512, 8]]);
+const sample = (): Buffer =>
+  head(
+    [
+      [16, 2],
+      [64, 1],
+    ],
+    [[512, 8]],
+  );
 
 describe("a packet's head", () => {
   it("stands on the wire in exactly these bytes: Pages, raw, round 3, sequence 7, 2 data runs, 1 zero run", () => {
@@ -41,15 +48,18 @@ describe("a packet's head", () => {
   it("comes back as it was written, for every value each field may have", () =>
     fc.assert(
       fc.property(
-        fc.record({
-          kind: fc.constant(PacketKind.Pages),
-          encoding: fc.constantFrom(PageEncoding.Raw, PageEncoding.Lz4),
-          round: fc.integer({ min: 0, max: 2 ** 32 - 1 }),
-          sequence: fc.integer({ min: 0, max: 2 ** 32 - 1 }),
-          dataRuns: fc.integer({ min: 0, max: PACKET_DATA_RUNS_MAX }),
-          zeroRuns: fc.integer({ min: 0, max: PACKET_ZERO_RUNS_MAX }),
-          payloadBytes: fc.integer({ min: 0, max: PACKET_PAYLOAD_BYTES_MAX }),
-        }, { noNullPrototype: true }),
+        fc.record(
+          {
+            kind: fc.constant(PacketKind.Pages),
+            encoding: fc.constantFrom(PageEncoding.Raw, PageEncoding.Lz4),
+            round: fc.integer({ min: 0, max: 2 ** 32 - 1 }),
+            sequence: fc.integer({ min: 0, max: 2 ** 32 - 1 }),
+            dataRuns: fc.integer({ min: 0, max: PACKET_DATA_RUNS_MAX }),
+            zeroRuns: fc.integer({ min: 0, max: PACKET_ZERO_RUNS_MAX }),
+            payloadBytes: fc.integer({ min: 0, max: PACKET_PAYLOAD_BYTES_MAX }),
+          },
+          { noNullPrototype: true },
+        ),
         (header) => {
           const bytes = Buffer.alloc(HEADER_BYTES + (header.dataRuns + header.zeroRuns) * RUN_BYTES);
           assert.equal(encodeHeader(bytes, header), bytes.byteLength);
@@ -88,14 +98,26 @@ describe("decodeHeader refuses", () => {
     }
   });
   it("one run or one byte more than the limits with ERR_PAYLOAD_TOO_LARGE, from the header alone", () => {
-    const over = [{ dataRuns: PACKET_DATA_RUNS_MAX + 1 }, { zeroRuns: PACKET_ZERO_RUNS_MAX + 1 }, { payloadBytes: PACKET_PAYLOAD_BYTES_MAX + 1 }];
+    const over = [
+      { dataRuns: PACKET_DATA_RUNS_MAX + 1 },
+      { zeroRuns: PACKET_ZERO_RUNS_MAX + 1 },
+      { payloadBytes: PACKET_PAYLOAD_BYTES_MAX + 1 },
+    ];
     for (const fields of [...over, { dataRuns: 0xffff }, { zeroRuns: 0xffff }, { payloadBytes: 0xffffffff }])
-      assert.throws(() => decodeHeader(head([], [], fields).subarray(0, HEADER_BYTES)), { code: "ERR_PAYLOAD_TOO_LARGE" }, JSON.stringify(fields));
+      assert.throws(
+        () => decodeHeader(head([], [], fields).subarray(0, HEADER_BYTES)),
+        { code: "ERR_PAYLOAD_TOO_LARGE" },
+        JSON.stringify(fields),
+      );
   });
   it("a FLUSH that carries anything with ERR_NOT_A_PACKET", () => {
     const kind = PacketKind.Flush;
     assert.equal(decodeHeader(head([], [], { kind })).kind, kind);
-    for (const bytes of [head([[0, 1]], [], { kind, payloadBytes: 0 }), head([], [[0, 1]], { kind }), head([], [], { kind, payloadBytes: 1 })])
+    for (const bytes of [
+      head([[0, 1]], [], { kind, payloadBytes: 0 }),
+      head([], [[0, 1]], { kind }),
+      head([], [], { kind, payloadBytes: 1 }),
+    ])
       refuses(bytes, "ERR_NOT_A_PACKET");
   });
 });
@@ -116,7 +138,16 @@ describe("checkRunTable", () => {
     }
   });
   it("refuses a run past the guest's end and an empty run with ERR_RUN_OUT_OF_RANGE, as data and as zeros", () => {
-    const bad: Run[] = [[1000, 1], [999, 2], [0, 1001], [0xffffffff, 1], [0xffffffff, 0xffffffff], [1, 0xffffffff], [5, 0], [1000, 0]];
+    const bad: Run[] = [
+      [1000, 1],
+      [999, 2],
+      [0, 1001],
+      [0xffffffff, 1],
+      [0xffffffff, 0xffffffff],
+      [1, 0xffffffff],
+      [5, 0],
+      [1000, 0],
+    ];
     for (const run of bad) {
       refuses(head([run], [], { payloadBytes: PAGE_BYTES }), "ERR_RUN_OUT_OF_RANGE", inGuestOf(1000));
       refuses(head([], [run]), "ERR_RUN_OUT_OF_RANGE", inGuestOf(1000));
@@ -132,18 +163,43 @@ describe("checkRunTable", () => {
     const asked: Run[] = [];
     const bounds = { pages: 1000, mayCarry: (first: number, pages: number) => asked.push([first, pages]) > 0 && first !== 512 };
     refuses(sample(), "ERR_RUN_OUT_OF_RANGE", bounds);
-    assert.deepEqual(asked, [[16, 2], [64, 1], [512, 8]]);
+    assert.deepEqual(asked, [
+      [16, 2],
+      [64, 1],
+      [512, 8],
+    ]);
   });
   it("refuses more than one stripe of data pages with ERR_PAYLOAD_TOO_LARGE, however the runs add up", () => {
     assert.equal(check(head([[0, PACKET_PAGES_MAX]], []), inGuestOf(2000)), PACKET_PAGES_MAX);
     refuses(head([[0, PACKET_PAGES_MAX + 1]], [], { payloadBytes: 0 }), "ERR_PAYLOAD_TOO_LARGE");
-    refuses(head([[0, 256], [256, 256], [512, 1]], [], { payloadBytes: 0 }), "ERR_PAYLOAD_TOO_LARGE");
+    refuses(
+      head(
+        [
+          [0, 256],
+          [256, 256],
+          [512, 1],
+        ],
+        [],
+        { payloadBytes: 0 },
+      ),
+      "ERR_PAYLOAD_TOO_LARGE",
+    );
     const wrapping = Array.from({ length: PACKET_DATA_RUNS_MAX }, (): Run => [0, 0xffffffff]); // the sum passes 2^32 often
     refuses(head(wrapping, [], { payloadBytes: 0 }), "ERR_PAYLOAD_TOO_LARGE");
   });
   it("refuses a raw payload of any length but that of its pages with ERR_NOT_A_PACKET", () => {
     for (const payloadBytes of [0, 1, 3 * PAGE_BYTES - 1, 3 * PAGE_BYTES + 1, 4 * PAGE_BYTES])
-      refuses(head([[16, 2], [64, 1]], [], { payloadBytes }), "ERR_NOT_A_PACKET");
+      refuses(
+        head(
+          [
+            [16, 2],
+            [64, 1],
+          ],
+          [],
+          { payloadBytes },
+        ),
+        "ERR_NOT_A_PACKET",
+      );
   });
   it("refuses LZ4 pages without a payload, which nobody would ever decode, and a payload without pages", () => {
     const encoding = PageEncoding.Lz4;

@@ -65,7 +65,8 @@ export function decodeHeader(bytes: Uint8Array): PacketHeader {
   const zeroRuns = view.getUint16(18, true);
   const payloadBytes = view.getUint32(20, true);
   if (view.getUint32(0, true) !== PACKET_MAGIC) throw new MigrationError("ERR_NOT_A_PACKET", "Peer does not speak the page protocol");
-  if (version !== PROTOCOL_VERSION) throw new MigrationError("ERR_PROTOCOL_VERSION", `Peer speaks version ${version}, we speak ${PROTOCOL_VERSION}`);
+  if (version !== PROTOCOL_VERSION)
+    throw new MigrationError("ERR_PROTOCOL_VERSION", `Peer speaks version ${version}, we speak ${PROTOCOL_VERSION}`);
   if (!isPacketKind(kind) || !isEncoding(encoding) || view.getUint8(7) !== 0 || view.getUint32(24, true) !== 0)
     throw new MigrationError("ERR_NOT_A_PACKET", `Kind ${kind}, encoding ${encoding} or reserved bits unknown`);
   if (payloadBytes > PACKET_PAYLOAD_BYTES_MAX || dataRuns > PACKET_DATA_RUNS_MAX || zeroRuns > PACKET_ZERO_RUNS_MAX)
@@ -89,7 +90,8 @@ export interface RunBounds {
 export function checkRunTable(head: Buffer, header: PacketHeader, bounds: RunBounds): number {
   const end = HEADER_BYTES + (header.dataRuns + header.zeroRuns) * RUN_BYTES;
   const checksum = crc32(head.subarray(HEADER_BYTES, end), crc32(head.subarray(0, 28)));
-  if (checksum !== head.readUInt32LE(28)) throw new MigrationError("ERR_PACKET_CHECKSUM", `Header and run table of packet ${header.sequence} are damaged`);
+  if (checksum !== head.readUInt32LE(28))
+    throw new MigrationError("ERR_PACKET_CHECKSUM", `Header and run table of packet ${header.sequence} are damaged`);
   let dataPages = 0;
   for (let run = 0, at = HEADER_BYTES; at < end; run++, at += RUN_BYTES) {
     const first = head.readUInt32LE(at);
@@ -98,9 +100,11 @@ export function checkRunTable(head: Buffer, header: PacketHeader, bounds: RunBou
       throw new MigrationError("ERR_RUN_OUT_OF_RANGE", `Run of ${count} pages at page ${first}; the guest has ${bounds.pages}`);
     if (run < header.dataRuns) dataPages += count;
   }
-  if (dataPages > PACKET_PAGES_MAX) throw new MigrationError("ERR_PAYLOAD_TOO_LARGE", `Packet of ${dataPages} pages, at most ${PACKET_PAGES_MAX}`);
+  if (dataPages > PACKET_PAGES_MAX)
+    throw new MigrationError("ERR_PAYLOAD_TOO_LARGE", `Packet of ${dataPages} pages, at most ${PACKET_PAGES_MAX}`);
   if (header.encoding === PageEncoding.Raw && header.payloadBytes !== dataPages * PAGE_BYTES)
     throw new MigrationError("ERR_NOT_A_PACKET", `${header.payloadBytes} B of payload for ${dataPages} pages`);
-  if ((header.payloadBytes === 0) !== (dataPages === 0)) throw new MigrationError("ERR_NOT_A_PACKET", `${header.payloadBytes} B of blocks for ${dataPages} pages`);
+  if ((header.payloadBytes === 0) !== (dataPages === 0))
+    throw new MigrationError("ERR_NOT_A_PACKET", `${header.payloadBytes} B of blocks for ${dataPages} pages`);
   return dataPages;
 }

@@ -29,7 +29,8 @@ function makePages(kind: Kind, pages: number, seed: number): Buffer {
 }
 const encode = (pages: Buffer): Buffer => {
   const blocks: Uint8Array[] = [];
-  for (let at = 0; at < pages.byteLength; at += BLOCK_PAGES * PAGE_BYTES) blocks.push(encodeBlock(pages.subarray(at, at + BLOCK_PAGES * PAGE_BYTES)));
+  for (let at = 0; at < pages.byteLength; at += BLOCK_PAGES * PAGE_BYTES)
+    blocks.push(encodeBlock(pages.subarray(at, at + BLOCK_PAGES * PAGE_BYTES)));
   return Buffer.concat(blocks);
 };
 function decode(payload: Buffer, pages: number): Buffer {
@@ -67,7 +68,8 @@ describe("page codec", () => {
 
   it("gives back every page count around a block's end", () => {
     for (const pages of [1, 2, BLOCK_PAGES - 1, BLOCK_PAGES, BLOCK_PAGES + 1, 2 * BLOCK_PAGES, PACKET_PAGES_MAX - 1, PACKET_PAGES_MAX])
-      for (const kind of KINDS) assert.ok(decode(encode(makePages(kind, pages, 1)), pages).equals(makePages(kind, pages, 1)), `${pages} ${kind} pages`);
+      for (const kind of KINDS)
+        assert.ok(decode(encode(makePages(kind, pages, 1)), pages).equals(makePages(kind, pages, 1)), `${pages} ${kind} pages`);
   });
 
   it("stores random pages as they are, 4 bytes longer, and shortens text and zeros", () => {
@@ -99,7 +101,8 @@ describe("a hostile payload", () => {
 
   it("for another number of pages is refused", () => {
     for (const kind of KINDS)
-      for (const pages of [1, 16, 17, 19, 21, 32, 512]) assert.equal(decodesOrRefuses(encode(makePages(kind, 20, 5)), pages), "refused", `${kind}, ${pages}`);
+      for (const pages of [1, 16, 17, 19, 21, 32, 512])
+        assert.equal(decodesOrRefuses(encode(makePages(kind, 20, 5)), pages), "refused", `${kind}, ${pages}`);
   });
 
   it("whose block says any other length than its own never gives a result of another length", () => {
@@ -114,7 +117,12 @@ describe("a hostile payload", () => {
   it("mutated in any way decodes to exactly its pages or is refused with ERR_BLOCK_CORRUPT", () => {
     const seen = { decoded: 0, refused: 0 };
     const mutations = fc.array(
-      fc.tuple(fc.constantFrom("set", "delete", "insert", "repeat"), fc.nat(), fc.integer({ min: 0, max: 255 }), fc.integer({ min: 1, max: 64 })),
+      fc.tuple(
+        fc.constantFrom("set", "delete", "insert", "repeat"),
+        fc.nat(),
+        fc.integer({ min: 0, max: 255 }),
+        fc.integer({ min: 1, max: 64 }),
+      ),
       { minLength: 1, maxLength: 6 },
     );
     fc.assert(

@@ -29,7 +29,11 @@ describe("fillParameters", () => {
   });
 
   it("refuses the first value past each end, and repairs none; the message names the option as typed", () => {
-    const numbers = { downtimeLimitMs: "downtime-limit", maxBandwidthBytesPerSecond: "max-bandwidth", multifdChannels: "multifd-channels" } as const;
+    const numbers = {
+      downtimeLimitMs: "downtime-limit",
+      maxBandwidthBytesPerSecond: "max-bandwidth",
+      multifdChannels: "multifd-channels",
+    } as const;
     const bad: [Partial<MigrationParameters>, string][] = [
       [{ downtimeLimitMs: 2_000_001 }, "downtime-limit"],
       [{ multifdChannels: 0 }, "multifd-channels"],

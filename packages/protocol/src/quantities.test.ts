@@ -28,7 +28,26 @@ describe("parseSize", () => {
       "17B": 17,
     }));
   it("refuses signs, junk, several numbers, other prefixes and what no number holds exactly", () =>
-    refuses(parseSize, ["", " ", "-1", "+1", "k", "1x", "1P", "1e3", "0x10", "1,5M", "1.M", ".5M", "1M1", "1 2", "NaN", "Infinity", "9007199254740993", "9".repeat(400)]));
+    refuses(parseSize, [
+      "",
+      " ",
+      "-1",
+      "+1",
+      "k",
+      "1x",
+      "1P",
+      "1e3",
+      "0x10",
+      "1,5M",
+      "1.M",
+      ".5M",
+      "1M1",
+      "1 2",
+      "NaN",
+      "Infinity",
+      "9007199254740993",
+      "9".repeat(400),
+    ]));
   it("never turns a size above nothing into nothing", () => refuses(parseSize, ["0.4", "0.0001k"]));
   it("reads every whole number of bytes back as it is", () =>
     fc.assert(fc.property(fc.maxSafeNat(), (bytes) => parseSize(String(bytes)) === bytes)));
@@ -58,7 +77,8 @@ describe("parseCount", () => {
 });
 
 describe("parseMilliseconds", () => {
-  it("reads milliseconds unless it says s", () => gives(parseMilliseconds, { "300": 300, "300ms": 300, "300 MS": 300, "2s": 2000, "0.5s": 500 }));
+  it("reads milliseconds unless it says s", () =>
+    gives(parseMilliseconds, { "300": 300, "300ms": 300, "300 MS": 300, "2s": 2000, "0.5s": 500 }));
   it("refuses other units, signs and what no number holds exactly", () =>
     refuses(parseMilliseconds, ["", "2m", "-1", "1h", "ms", "s", "1e3", "9".repeat(30), "9".repeat(400)]));
 });

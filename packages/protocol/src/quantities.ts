@@ -29,7 +29,12 @@ export const parseSize = (text: string): number =>
 /** Bytes a second. `10Gbit` is decimal bits, `128MiB` or `128MiB/s` bytes, `0` means unlimited; `Bps` could be either and is refused. @throws ERR_PARAMETER */
 export const parseBandwidth = (text: string): number =>
   /bit(\/s)?$|bps$/i.test(text.trim())
-    ? parse(text, /^(\d+(?:\.\d+)?) *([kmgtKMGT]?)([Bb]it\/s|[Bb]it|bps)$/, "a bandwidth: try 10Gbit or 128MiB/s", (prefix) => DECIMAL[prefix] / 8)
+    ? parse(
+        text,
+        /^(\d+(?:\.\d+)?) *([kmgtKMGT]?)([Bb]it\/s|[Bb]it|bps)$/,
+        "a bandwidth: try 10Gbit or 128MiB/s",
+        (prefix) => DECIMAL[prefix] / 8,
+      )
     : parseSize(text.replace(/\/s$/i, ""));
 
 /** A plain count or rate: `25000`, `25k`, `1.5M` are all decimal. @throws ERR_PARAMETER */

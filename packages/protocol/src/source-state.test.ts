@@ -52,7 +52,12 @@ const reachable = (from: SourcePhase, without: readonly SourcePhase[] = []): Set
 describe("source state", () => {
   for (const from of PHASES)
     it(`${from} leads to ${EXPECTED[from] || "nothing"} and to no other phase`, () =>
-      assert.equal(PHASES.filter((to) => mayEnter(from, to)).sort().join(" "), EXPECTED[from].split(" ").sort().join(" ")));
+      assert.equal(
+        PHASES.filter((to) => mayEnter(from, to))
+          .sort()
+          .join(" "),
+        EXPECTED[from].split(" ").sort().join(" "),
+      ));
 
   it("may run the guest exactly in setup, active, failed, cancelled and taken-back", () =>
     assert.deepEqual(
@@ -69,8 +74,14 @@ describe("source state", () => {
   });
 
   it("runs the guest again after COMMIT only as taken-back: with that taken away, nothing reachable may run it", () => {
-    assert.deepEqual([...reachable("committing")].filter((phase) => sourceMayRunGuest(EVERY[phase])), ["taken-back"]);
-    assert.deepEqual([...reachable("committing", ["taken-back"])].filter((phase) => sourceMayRunGuest(EVERY[phase])), []);
+    assert.deepEqual(
+      [...reachable("committing")].filter((phase) => sourceMayRunGuest(EVERY[phase])),
+      ["taken-back"],
+    );
+    assert.deepEqual(
+      [...reachable("committing", ["taken-back"])].filter((phase) => sourceMayRunGuest(EVERY[phase])),
+      [],
+    );
   });
 
   it("comes to COMMIT only through device, in which the guest is paused", () => {
@@ -79,7 +90,11 @@ describe("source state", () => {
   });
 
   it("can always end: every phase reaches one that leads nowhere", () => {
-    for (const phase of PHASES) assert.ok([phase, ...reachable(phase)].some((end) => PHASES.every((next) => !mayEnter(end, next))), phase);
+    for (const phase of PHASES)
+      assert.ok(
+        [phase, ...reachable(phase)].some((end) => PHASES.every((next) => !mayEnter(end, next))),
+        phase,
+      );
   });
 });
 
@@ -140,7 +155,8 @@ function steps(world: World, { isHasty }: Rules): World[] {
     next.push({ ...world, target: enterTarget(target, { phase: "discarded", epoch: 2, cause: "failed" }) });
   }
   if (target.phase === "prepared") next.push({ ...world, target: enterTarget(target, { phase: "discarded", epoch: 2, cause: "memory" }) });
-  if (source.phase === "device") next.push({ ...world, source: enterSource(source, { phase: "failed", cause: "link" }), toTarget: [...toTarget, "abort"] });
+  if (source.phase === "device")
+    next.push({ ...world, source: enterSource(source, { phase: "failed", cause: "link" }), toTarget: [...toTarget, "abort"] });
   if (source.phase === "committing") next.push({ ...world, source: enterSource(source, { ...source, phase: "in-doubt" }) });
   if (source.phase === "in-doubt" && toTarget.length < 2) next.push({ ...world, toTarget: [...toTarget, "ask"] });
   if (isHasty && source.phase === "in-doubt") next.push({ ...world, source: enterSource(source, { phase: "taken-back", epoch: 3 }) });
@@ -189,6 +205,9 @@ describe("source and target together, in every order of delivery and loss", () =
       }
       mayComeToRun.set(`${world.source.phase}/${world.target.phase}`, isFound);
     }
-    assert.deepEqual([...mayComeToRun].filter(([, may]) => !may), []);
+    assert.deepEqual(
+      [...mayComeToRun].filter(([, may]) => !may),
+      [],
+    );
   });
 });

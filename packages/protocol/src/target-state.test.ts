@@ -33,13 +33,24 @@ describe("target state", () => {
     for (const from of PHASES)
       for (const to of EXPECTED[from])
         for (const epoch of [1, 3, Number.NaN])
-          assert.throws(() => enterTarget(EVERY[from], { ...EVERY[to], epoch } as never), { code: "ERR_ILLEGAL_TRANSITION" }, `${from} -> ${to} at ${epoch}`);
+          assert.throws(
+            () => enterTarget(EVERY[from], { ...EVERY[to], epoch } as never),
+            { code: "ERR_ILLEGAL_TRANSITION" },
+            `${from} -> ${to} at ${epoch}`,
+          );
   });
 
-  it("may run the guest exactly in active", () => assert.deepEqual(PHASES.filter((phase) => targetMayRunGuest(EVERY[phase])), ["active"]));
+  it("may run the guest exactly in active", () =>
+    assert.deepEqual(
+      PHASES.filter((phase) => targetMayRunGuest(EVERY[phase])),
+      ["active"],
+    ));
 
   it("comes to active only through prepared, and never leaves active or discarded", () => {
-    assert.deepEqual(PHASES.filter((phase) => EXPECTED[phase].includes("active")), ["prepared"]);
+    assert.deepEqual(
+      PHASES.filter((phase) => EXPECTED[phase].includes("active")),
+      ["prepared"],
+    );
     assert.deepEqual([EXPECTED.active, EXPECTED.discarded], [[], []]);
   });
 });

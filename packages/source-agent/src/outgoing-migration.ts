@@ -2,7 +2,6 @@ import { randomUUID } from "node:crypto";
 import { endianness } from "node:os";
 import { Migration } from "@precopy/engine";
 import type { FinalState, SwitchResult } from "@precopy/engine";
-import { allocateHashTable } from "@precopy/guest";
 import type { Guest, GuestHost, GuestRegistry, HashTable } from "@precopy/guest";
 import {
   ACTIVE_TIMEOUT_MS,
@@ -168,7 +167,7 @@ export class OutgoingMigration {
       manifest: guest.manifest,
     });
     const admitted = await answered;
-    this.#hashes = parameters.isDigestOn ? allocateHashTable(guest.memory.pages) : undefined;
+    this.#hashes = parameters.isDigestOn ? guest.freshHashTable() : undefined;
     const channels = await Promise.all(
       Array.from({ length: parameters.multifdChannels }, async (_, channel) => {
         const socket = await connectPageChannel(this.to, { session, channel, generation: 1 }, this.#abort.signal);

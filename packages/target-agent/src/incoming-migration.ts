@@ -1,4 +1,4 @@
-import { Bitmap, Guest, allocateHashTable, joinDigests } from "@precopy/guest";
+import { Guest, joinDigests } from "@precopy/guest";
 import type { GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
 import { MigrationError, enterTarget } from "@precopy/protocol";
 import type { Message, TargetPhase, TargetState } from "@precopy/protocol";
@@ -37,7 +37,6 @@ export class IncomingMigration {
   readonly #reservation: Reservation;
   readonly #channels = new Map<number, PageChannel>();
   readonly #delivered = new Map<number, Delivered>();
-  readonly #populated: Uint32Array;
   readonly #hashes: HashTable | undefined;
   #control: ControlChannel;
   #state: TargetState;
@@ -52,9 +51,7 @@ export class IncomingMigration {
     this.#reservation = reservation;
     this.#options = options;
     this.#state = { phase: "receiving", epoch: admit.epoch };
-    // With the barrier log the guest's own map learns what arrives; with mmu nobody else needs it.
-    this.#populated = guest.barrier?.populated ?? new Bitmap(guest.memory.pages).words;
-    this.#hashes = admit.digest ? allocateHashTable(guest.memory.pages) : undefined;
+    this.#hashes = admit.digest ? guest.freshHashTable() : undefined;
     this.#control = control;
     this.join(control);
     guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs });
@@ -95,7 +92,7 @@ export class IncomingMigration {
       channels: this.#admit.channels,
       memory: memory.share(),
       hashes: this.#hashes,
-      populated: this.#populated,
+      populated: this.guest.populatedWords,
       answer: SWITCHING,
     });
     opening.then(

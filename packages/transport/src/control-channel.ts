@@ -57,6 +57,7 @@ export class ControlChannel {
     });
     const abort = (): void => socket.terminate();
     signal?.addEventListener("abort", abort, { once: true });
+    if (signal?.aborted === true) abort(); // before we listened
     try {
       await once(socket, "open");
       return new ControlChannel(socket);
@@ -132,6 +133,7 @@ export class ControlChannel {
   }
 
   #receive(data: Buffer): void {
+    if (this.#closed !== undefined) return; // what a peer sent behind a broken message, or before it saw us close
     this.#heardAt = performance.now();
     let message: ControlMessage;
     try {

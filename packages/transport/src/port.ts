@@ -11,6 +11,7 @@ import {
   CONNECT_TIMEOUT_MS,
   CONTROL_MESSAGE_BYTES_MAX,
   HANDSHAKE_TIMEOUT_MS,
+  HEARTBEAT_MS,
   HTTP_HEADER_BYTES_MAX,
   MigrationError,
   OBSERVERS_MAX,
@@ -42,6 +43,9 @@ const channelQuery = z.object({
 
 function refuseUpgrade(socket: Duplex, status: string): void {
   socket.on("error", () => {}); // the peer may be gone already, and nobody else listens on this socket
+  // Nobody reads this socket any more, so a peer that keeps its end open would keep the connection, and the port, for ever.
+  const kill = setTimeout(() => socket.destroy(), HEARTBEAT_MS);
+  socket.once("close", () => clearTimeout(kill));
   socket.end(`HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`);
 }
 

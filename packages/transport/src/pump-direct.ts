@@ -78,15 +78,29 @@ export class DirectSendPump implements SendPump {
   close(): void {} // the main thread owns the descriptor
 }
 
+interface Scratch {
+  readonly head: Buffer;
+  readonly pieces: BigUint64Array;
+  readonly payload: Buffer;
+}
+let kept: Scratch | undefined;
+/** This thread's buffers for receiving. A thread serves one channel after another, and does not return to where the collector would see to it. */
+function scratch(): Scratch {
+  kept ??= {
+    head: Buffer.alloc(HEADER_BYTES + TABLE_BYTES_MAX),
+    pieces: new BigUint64Array(2 * PACKET_DATA_RUNS_MAX),
+    payload: Buffer.alloc(PACKET_PAYLOAD_BYTES_MAX),
+  };
+  return kept;
+}
+
 /**
  * Reads packets until the connection ends or `mayGoOn` says no; blocks its thread all the while. Calls `onFlush` after each FLUSH.
  * @param answer sent first, when everything is ready to read. @throws {MigrationError} what packet.ts refuses, ERR_LINK_LOST
  */
 export function receiveDirect(fd: number, answer: Uint8Array, store: PageStore, mayGoOn: () => boolean, onFlush: (header: PacketHeader) => void): void {
   const socket = new BlockingSocket(fd, SOCKET_POLL_MS, mayGoOn);
-  const head = Buffer.alloc(HEADER_BYTES + TABLE_BYTES_MAX);
-  const pieces = new BigUint64Array(2 * PACKET_DATA_RUNS_MAX);
-  const payload = Buffer.alloc(PACKET_PAYLOAD_BYTES_MAX);
+  const { head, pieces, payload } = scratch();
   const need = (isThere: boolean): void => {
     if (!isThere) throw new ChannelStopped();
   };

@@ -1,0 +1,212 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { Bitmap } from "@precopy/guest";
+import type { GuestMemory } from "@precopy/guest";
+import {
+  BlockReader,
+  HEADER_BYTES,
+  PACKET_PAGES_MAX,
+  PAGE_BYTES,
+  PacketKind,
+  PageEncoding,
+  RUN_BYTES,
+  STRIPE_PAGES,
+  channelOfPage,
+  checkRunTable,
+  decodeHeader,
+} from "@precopy/protocol";
+import type { PacketHeader } from "@precopy/protocol";
+import fc from "fast-check";
+import { allocate, fillRandom, packRound, recorder } from "./recorded-packets.js";
+
+interface Packet {
+  readonly header: PacketHeader;
+  readonly runs: readonly (readonly [first: number, pages: number])[];
+  readonly payload: Buffer;
+}
+
+/** Reads a packet as a peer would: every limit, every checksum, every bound is checked on the way. */
+function read(bytes: Buffer, pages: number, channel: number, channels: number): Packet {
+  const header = decodeHeader(bytes);
+  const isOneStripe = (first: number, count: number): boolean =>
+    Math.floor(first / STRIPE_PAGES) === Math.floor((first + count - 1) / STRIPE_PAGES);
+  checkRunTable(bytes, header, {
+    pages,
+    mayCarry: (first, count) => channelOfPage(first, channels) === channel && isOneStripe(first, count),
+  });
+  const runs = Array.from({ length: header.dataRuns + header.zeroRuns }, (_, run) => {
+    const at = HEADER_BYTES + run * RUN_BYTES;
+    return [bytes.readUInt32LE(at), bytes.readUInt32LE(at + 4)] as const;
+  });
+  const payload = bytes.subarray(HEADER_BYTES + runs.length * RUN_BYTES);
+  assert.equal(payload.byteLength, header.payloadBytes);
+  return { header, runs, payload };
+}
+
+/** How often each page was sent as data, how often as zero. */
+function tally(packets: readonly Packet[], pages: number): { data: Uint8Array; zero: Uint8Array } {
+  const data = new Uint8Array(pages);
+  const zero = new Uint8Array(pages);
+  for (const { header, runs } of packets)
+    runs.forEach(([first, count], run) => {
+      const counts = run < header.dataRuns ? data : zero;
+      for (let page = first; page < first + count; page++) counts[page]!++;
+    });
+  return { data, zero };
+}
+
+/** The data pages of a packet, end to end, however they were encoded. */
+function pagesOf({ header, payload }: Packet, dataPages: number): Buffer {
+  if (header.encoding === PageEncoding.Raw) return payload;
+  const blocks = new BlockReader(Buffer.from(payload), dataPages);
+  const pieces: Uint8Array[] = [];
+  for (let block = blocks.next(); block !== undefined; block = blocks.next()) pieces.push(Buffer.from(block));
+  return Buffer.concat(pieces);
+}
+
+function fullBitmap(pages: number, step = 1): Bitmap {
+  const bitmap = new Bitmap(pages);
+  for (let page = 0; page < pages; page += step) bitmap.setRun(page, 1);
+  return bitmap;
+}
+
+/** 0 to 299 zero, 300 to 899 data, then zero and data in turns; a last stripe that is not whole. */
+const MIXED_PAGES = 1300;
+const holdsData = (page: number): boolean => (page >= 300 && page < 900) || (page >= 900 && page % 2 === 1);
+function mixedMemory(): GuestMemory {
+  const memory = allocate(MIXED_PAGES);
+  for (let page = 0; page < MIXED_PAGES; page++) if (holdsData(page)) fillRandom(memory, page, 1, page);
+  return memory;
+}
+
+describe("PagePacker", () => {
+  const memory = mixedMemory();
+  const runsOfPages = fc.array(fc.tuple(fc.nat(MIXED_PAGES - 1), fc.integer({ min: 1, max: 600 })), { maxLength: 12 });
+
+  it("sends every page of any bitmap exactly once over all channels, as zero if it is zero and else as data, within every limit", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        runsOfPages,
+        fc.integer({ min: 1, max: 4 }),
+        fc.constantFrom("none" as const, "lz4" as const),
+        async (runs, channels, compression) => {
+          const bitmap = new Bitmap(MIXED_PAGES);
+          for (const [first, pages] of runs) bitmap.setRun(first, Math.min(pages, MIXED_PAGES - first));
+          const packets: Packet[] = [];
+          for (let channel = 0; channel < channels; channel++) {
+            const round = await packRound(memory, bitmap, { channel, channels, compression });
+            packets.push(...round.packets.map((bytes) => read(bytes, MIXED_PAGES, channel, channels)));
+          }
+          const { data, zero } = tally(packets, MIXED_PAGES);
+          for (let page = 0; page < MIXED_PAGES; page++) {
+            assert.equal(data[page], bitmap.has(page) && holdsData(page) ? 1 : 0, `page ${page} as data`);
+            assert.equal(zero[page], bitmap.has(page) && !holdsData(page) ? 1 : 0, `page ${page} as zero`);
+          }
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+
+  it("sends the bytes of its data pages, in the order of its runs, raw and lz4", async () => {
+    for (const compression of ["none", "lz4"] as const) {
+      const { packets } = await packRound(memory, fullBitmap(MIXED_PAGES), { compression });
+      let seen = 0;
+      for (const packet of packets.map((bytes) => read(bytes, MIXED_PAGES, 0, 1))) {
+        const dataRuns = packet.runs.slice(0, packet.header.dataRuns);
+        const expected = Buffer.concat(dataRuns.map(([first, pages]) => memory.view(first, pages)));
+        assert.ok(pagesOf(packet, expected.byteLength / PAGE_BYTES).equals(expected), `packet ${packet.header.sequence}`);
+        seen += expected.byteLength / PAGE_BYTES;
+      }
+      assert.equal(seen, 800);
+    }
+  });
+
+  it("stays within the limits for a full, an alternating and a sparse bitmap of 64 MiB that is all data, all zeros, or both in turns", async () => {
+    const pages = 2 ** 14;
+    for (const fill of ["data", "zeros", "turns"] as const) {
+      const big = allocate(pages);
+      if (fill === "data") fillRandom(big, 0, pages, 1);
+      if (fill === "turns") for (let page = 0; page < pages; page += 2) big.view(page, 1)[PAGE_BYTES - 1] = 1;
+      for (const step of [1, 2, 3, 511])
+        for (const channels of [1, 3]) {
+          const bitmap = fullBitmap(pages, step);
+          let normal = 0;
+          let zeros = 0;
+          for (let channel = 0; channel < channels; channel++) {
+            const { packets, sent } = await packRound(big, bitmap, { channel, channels, hashes: undefined });
+            const { data, zero } = tally(
+              packets.map((bytes) => read(bytes, pages, channel, channels)),
+              pages,
+            );
+            normal += data.reduce((sum, count) => sum + count, 0);
+            zeros += zero.reduce((sum, count) => sum + count, 0);
+            assert.ok([...data].every((count, page) => count + zero[page]! <= 1));
+            assert.equal(
+              sent.bytes,
+              packets.reduce((sum, { byteLength }) => sum + byteLength, 0),
+              "what it says it sent is what it sent",
+            );
+          }
+          assert.equal(normal + zeros, bitmap.count(), `${fill}, every ${step}th page, ${channels} channels`);
+          if (fill !== "turns") assert.equal(fill === "data" ? zeros : normal, 0);
+        }
+    }
+  });
+
+  it("fills packets: a full 64 MiB of data goes out in packets of 512 pages, not of less", async () => {
+    const pages = 2 ** 14;
+    const big = allocate(pages);
+    fillRandom(big, 0, pages, 2);
+    const { packets } = await packRound(big, fullBitmap(pages), { hashes: undefined });
+    assert.equal(packets.length, pages / PACKET_PAGES_MAX + 1);
+  });
+
+  it("numbers packets from 0 without a gap through all rounds, names the round, and ends each with one FLUSH", async () => {
+    const { packer, pump } = recorder(memory);
+    const rounds = [fullBitmap(MIXED_PAGES), new Bitmap(MIXED_PAGES), fullBitmap(MIXED_PAGES, 7)];
+    const sent = [];
+    for (const [at, bitmap] of rounds.entries()) sent.push(await packer.sendRound(at + 1, bitmap));
+    const packets = pump.packets.map((bytes) => read(bytes, MIXED_PAGES, 0, 1).header);
+    assert.deepEqual(
+      packets.map(({ sequence }) => sequence),
+      [...packets.keys()],
+    );
+    const flushes = packets.filter(({ kind }) => kind === PacketKind.Flush);
+    assert.deepEqual(
+      flushes.map(({ round }) => round),
+      [1, 2, 3],
+    );
+    assert.deepEqual(
+      flushes.map(({ sequence }) => sequence + 1),
+      sent.map(({ packets: count }) => count),
+      "its count includes the FLUSH",
+    );
+    let round = 1;
+    for (const packet of packets) {
+      assert.equal(packet.round, round);
+      if (packet.kind === PacketKind.Flush) round++;
+    }
+    assert.equal(packets.at(-1)?.kind, PacketKind.Flush);
+    assert.deepEqual([sent[1]?.normalPages, sent[1]?.zeroPages, sent[1]?.bytes], [0, 0, HEADER_BYTES], "an empty round is a FLUSH");
+  });
+
+  it("counts normal and zero pages of each round by itself", async () => {
+    const { packer } = recorder(memory);
+    const expected = { normalPages: 800, zeroPages: 500 };
+    for (const round of [1, 2]) {
+      const { normalPages, zeroPages } = await packer.sendRound(round, fullBitmap(MIXED_PAGES));
+      assert.deepEqual({ normalPages, zeroPages }, expected);
+    }
+  });
+
+  it("gives a digest with hashes and none without, and the same whether the pages go in one round or in many", async () => {
+    assert.equal((await packRound(memory, fullBitmap(MIXED_PAGES), { hashes: undefined })).sent.digest, undefined);
+    const { sent } = await packRound(memory, fullBitmap(MIXED_PAGES));
+    const { packer } = recorder(memory);
+    await packer.sendRound(1, fullBitmap(MIXED_PAGES, 2));
+    const { digest } = await packer.sendRound(2, fullBitmap(MIXED_PAGES));
+    assert.equal(typeof digest, "bigint");
+    assert.equal(digest, sent.digest);
+  });
+});

@@ -1,0 +1,58 @@
+import { GuestMemory, PageHashes, SegmentPool, allocateHashTable, pageKernels } from "@precopy/guest";
+import type { Bitmap } from "@precopy/guest";
+import { HEADER_BYTES, PAGE_BYTES, RUN_BYTES } from "@precopy/protocol";
+import { PagePacker } from "./page-packer.js";
+import type { PackerSource, RoundSent } from "./page-packer.js";
+import type { SendPump } from "./pump.js";
+
+/** A pump that keeps what it is given, for tests: one buffer a packet, as it would stand on the wire. */
+export class RecordingPump implements SendPump {
+  readonly packets: Buffer[] = [];
+  readonly #memory: GuestMemory;
+
+  constructor(memory: GuestMemory) {
+    this.#memory = memory;
+  }
+
+  sendPages(head: Buffer, dataRuns: number): undefined {
+    const pieces: Uint8Array[] = [head];
+    for (let run = 0, at = HEADER_BYTES; run < dataRuns; run++, at += RUN_BYTES)
+      pieces.push(this.#memory.view(head.readUInt32LE(at), head.readUInt32LE(at + 4)));
+    this.packets.push(Buffer.concat(pieces)); // a copy: the head is used again
+  }
+
+  sendBytes(head: Buffer, payload: Buffer | undefined): undefined {
+    this.packets.push(Buffer.concat(payload === undefined ? [head] : [head, payload]));
+  }
+
+  setPacing(): void {}
+  close(): void {}
+}
+
+export const allocate = (pages: number): GuestMemory => GuestMemory.allocate(pages * PAGE_BYTES, new SegmentPool());
+
+/** Pages [first, first + pages) get contents that do not compress. */
+export function fillRandom(memory: GuestMemory, first: number, pages: number, seed: number): void {
+  pageKernels(memory)[0]?.fillRandom(memory.offsetOf(first), pages * PAGE_BYTES, BigInt(seed + 1) * 0x9e3779b97f4a7c15n);
+}
+
+/** The sending end of one channel, over a recording pump. */
+export function recorder(
+  memory: GuestMemory,
+  given: Partial<PackerSource> = {},
+): { packer: PagePacker; pump: RecordingPump; hashes: PageHashes } {
+  const hashes = new PageHashes(memory, allocateHashTable(memory.pages));
+  const pump = new RecordingPump(memory);
+  return { packer: new PagePacker({ memory, hashes, channel: 0, channels: 1, compression: "none", ...given }, pump), pump, hashes };
+}
+
+/** One round of a fresh channel. */
+export async function packRound(
+  memory: GuestMemory,
+  pages: Bitmap,
+  given: Partial<PackerSource> = {},
+): Promise<{ packets: Buffer[]; sent: RoundSent }> {
+  const { packer, pump } = recorder(memory, given);
+  const sent = await packer.sendRound(1, pages);
+  return { packets: pump.packets, sent };
+}
