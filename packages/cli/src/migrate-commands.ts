@@ -17,7 +17,13 @@ export async function runMigrate(options: MigrateOptions, run: RunContext): Prom
   try {
     const guest = options.guest === undefined ? {} : { guest: options.guest };
     const request = { command: "migrate", to: formatAddress(options.to), parameters: options.parameters, ...guest } as const;
-    const answer = await callAgent(options.socket, request, (event) => renderer.show(event));
+    let kept: MigrationReport | undefined;
+    const answer = await callAgent(options.socket, request, (event) => {
+      renderer.show(event);
+      if (event.type === "failed") kept = event.report;
+    }).finally(() => {
+      if (kept !== undefined && options.report !== undefined) writeReport(options.report, kept);
+    });
     const report = answer as MigrationReport; // what an agent of this release answers to `migrate`
     renderer.close();
     if (options.report !== undefined) writeReport(options.report, report);

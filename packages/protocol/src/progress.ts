@@ -45,7 +45,15 @@ export type ProgressEvent =
   | { readonly type: "phase"; readonly phase: SourcePhase; readonly atMs: number }
   | ({ readonly type: "round" } & RoundProgress)
   | { readonly type: "switchover"; readonly breakdown: DowntimeBreakdown; readonly downtimeMs: number }
-  | { readonly type: "failed"; readonly phase: SourcePhase; readonly code: ErrorCode; readonly message: string; readonly remedy: string }
+  /** report: once it has ended; absent while it is in doubt. */
+  | {
+      readonly type: "failed";
+      readonly phase: SourcePhase;
+      readonly code: ErrorCode;
+      readonly message: string;
+      readonly remedy: string;
+      readonly report?: MigrationReport;
+    }
   | { readonly type: "done"; readonly report: MigrationReport };
 
 /** `query-migrate` in QEMU's shape, spelling and units: ms, bytes, Mbit/s. */

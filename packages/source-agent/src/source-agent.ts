@@ -43,8 +43,10 @@ export class SourceAgent {
       return report;
     } catch (thrown) {
       const error = MigrationError.from(thrown);
-      this.#report = migrationReport(this.#address(), migration, undefined, error);
-      this.#options.onEvent?.({ type: "failed", phase: migration.phase, code: error.code, message: error.message, remedy: error.remedy });
+      const report = migrationReport(this.#address(), migration, undefined, error);
+      this.#report = report;
+      const { code, message, remedy } = error;
+      this.#options.onEvent?.({ type: "failed", phase: migration.phase, code, message, remedy, report });
       throw error;
     }
   }

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { createServer as createHttpServer } from "node:http";
 import { createServer } from "node:net";
 import type { Server } from "node:net";
-import { describe, it } from "node:test";
+import { describe, it, mock } from "node:test";
 import type { TestContext } from "node:test";
 import { CONTROL_MESSAGE_BYTES_MAX, HEARTBEAT_MS, MigrationError, PEER_DEAD_MS, encodeControl } from "@precopy/protocol";
 import type { Address, ControlMessage } from "@precopy/protocol";
@@ -219,16 +219,20 @@ describe("ControlChannel", () => {
 });
 
 describe("the heartbeat", () => {
-  /** From here to the end of the test only `tick` moves the time that ControlChannel sees. Sockets go on as ever. */
+  /** From here to the end of the test only `tick` moves the heartbeat and its clock. Sockets and their time-outs go on as ever. */
   function fakeTime(context: TestContext): { tick: (ms: number) => void } {
     let ahead = 0;
     const began = Math.ceil(performance.now()); // whole, so that sums are exact
-    context.mock.method(performance, "now", () => began + ahead);
-    context.mock.timers.enable({ apis: ["setInterval", "setTimeout"] });
+    const now = mock.method(performance, "now", () => began + ahead);
+    mock.timers.enable({ apis: ["setInterval"] });
+    context.after(() => {
+      mock.timers.reset();
+      now.mock.restore();
+    });
     return {
       tick: (ms) => {
         ahead += ms;
-        context.mock.timers.tick(ms);
+        mock.timers.tick(ms);
       },
     };
   }
