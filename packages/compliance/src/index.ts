@@ -1,3 +1,5 @@
 export * from "./dirty-log-suite.js";
 export * from "./hostile-writers.js";
 export * from "./tracked-guest.js";
+export * from "./page-wire.js";
+export * from "./pump-suite.js";

@@ -21,8 +21,13 @@ export class MmuDirtyLog implements DirtyLog {
 
   start(into: Bitmap): void {
     if (this.#armed !== undefined) throw new MigrationError("ERR_ALREADY_TRACKING", "The dirty log is in use");
-    const protection = new WriteProtection(this.#ranges);
-    this.#armed = { protection, scanner: new PagemapScanner() };
+    const scanner = new PagemapScanner();
+    try {
+      this.#armed = { protection: new WriteProtection(this.#ranges), scanner };
+    } catch (error) {
+      scanner.close();
+      throw error;
+    }
     try {
       // Fresh from registration nothing is protected, so every populated page counts as written: this scan lists and arms at once.
       // A page mapped to the kernel's page of zeros is armed by it and holds nothing to send.

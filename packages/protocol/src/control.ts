@@ -24,6 +24,14 @@ const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
 const digest = z.string().regex(/^[0-9a-f]{16}$/);
 const code = z.string().max(64);
 const text = z.string().max(2000);
+/** Numbers, strings, booleans, null, bytes, and arrays and plain objects of them: msgpack can also carry dates, errors and other classes. */
+function isPlainData(value: unknown, depth = 0): boolean {
+  if (value === null || ["number", "string", "boolean"].includes(typeof value) || value instanceof Uint8Array) return true;
+  if (typeof value !== "object" || depth > 16) return false;
+  if (Array.isArray(value)) return value.every((one) => isPlainData(one, depth + 1));
+  return Object.getPrototypeOf(value) === Object.prototype && Object.values(value).every((one) => isPlainData(one, depth + 1));
+}
+const plainData = z.unknown().refine((value) => isPlainData(value), "not plain data");
 const epoch = z.number().int().min(1).max(2 ** 32 - 1);
 
 const vcpu = z.strictObject({
@@ -66,8 +74,8 @@ const messages = {
     digest: digest.nullable(),
     /** Packets each channel has sent, FLUSH included: the target holds all of them or says so. */
     packets: z.array(count).max(CHANNELS_MAX),
-    registers: z.array(z.unknown()).max(VCPUS_MAX),
-    devices: z.array(z.unknown()).max(4),
+    registers: z.array(plainData).max(VCPUS_MAX),
+    devices: z.array(plainData).max(4),
     clockMs: z.number().nonnegative(),
   },
   prepared: { epoch, digest: digest.nullable(), verifyMs: z.number().nonnegative() },

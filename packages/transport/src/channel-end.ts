@@ -73,7 +73,7 @@ export class ChannelEnd {
     const pump =
       setup.pump === "direct" && setup.fd !== undefined
         ? new DirectSendPump(setup.fd, memory, mayGoOn)
-        : new PortableSendPump(this.#socketOf(setup), memory);
+        : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn);
     const { channel, channels, compression, hashes } = setup;
     const source = { memory, hashes: hashes === undefined ? undefined : new PageHashes(memory, hashes), channel, channels, compression };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };

@@ -110,12 +110,13 @@ export function receiveDirect(fd: number, answer: Uint8Array, store: PageStore, 
       need(socket.read(head, 0, HEADER_BYTES));
       const header = decodeHeader(head);
       checkSequence(header, sequence);
+      need(socket.read(head, HEADER_BYTES, HEADER_BYTES + (header.dataRuns + header.zeroRuns) * RUN_BYTES));
+      const dataPages = checkRunTable(head, header, store.bounds);
       if (header.kind === PacketKind.Flush) {
         onFlush(header);
         continue;
       }
-      need(socket.read(head, HEADER_BYTES, HEADER_BYTES + (header.dataRuns + header.zeroRuns) * RUN_BYTES));
-      store.begin(header, head, checkRunTable(head, header, store.bounds));
+      store.begin(header, head, dataPages);
       if (header.encoding === PageEncoding.Raw) need(socket.readAll(pieces, store.pieces(pieces)));
       else {
         need(socket.read(payload, 0, header.payloadBytes));

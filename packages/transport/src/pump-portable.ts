@@ -1,6 +1,6 @@
 import type { Socket } from "node:net";
 import type { GuestMemory } from "@precopy/guest";
-import { HEADER_BYTES, MigrationError, PAGE_BYTES, PacketDecoder, PacketKind, RUN_BYTES } from "@precopy/protocol";
+import { HEADER_BYTES, MigrationError, PAGE_BYTES, PacketDecoder, PacketKind, RUN_BYTES, SOCKET_POLL_MS } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
 import type { PageStore } from "./page-store.js";
@@ -12,11 +12,14 @@ export class PortableSendPump implements SendPump {
   readonly #socket: Socket;
   readonly #memory: GuestMemory;
   readonly #bucket = new TokenBucket();
+  readonly #mayGoOn: () => boolean;
   #failure: MigrationError | undefined;
 
-  constructor(socket: Socket, memory: GuestMemory) {
+  /** @param mayGoOn asked while it waits for its turn: a socket that is neither read nor written tells nobody that it was shut down. */
+  constructor(socket: Socket, memory: GuestMemory, mayGoOn: () => boolean) {
     this.#socket = socket;
     this.#memory = memory;
+    this.#mayGoOn = mayGoOn;
     socket.setNoDelay(true);
     socket.on("error", (cause) => {
       this.#failure ??= new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
@@ -59,7 +62,10 @@ export class PortableSendPump implements SendPump {
         };
         this.#socket.on("drain", settle).on("close", settle);
       });
-    if (waitMs > 0) await new Promise((resolve) => setTimeout(resolve, waitMs));
+    for (const until = performance.now() + waitMs; performance.now() < until && this.#failure === undefined; ) {
+      await new Promise((resolve) => setTimeout(resolve, Math.min(until - performance.now(), SOCKET_POLL_MS)));
+      if (!this.#mayGoOn()) throw new ChannelStopped();
+    }
     if (this.#failure !== undefined) throw this.#failure;
   }
 

@@ -1,0 +1,3 @@
+import { pumpSuite } from "./pump-suite.js";
+
+pumpSuite("portable");
