@@ -13,7 +13,12 @@ const RING_AT = 4096;
 
 /** @param {unknown} value @returns {value is { count: number, moves: number }} */
 const areRegisters = (value) =>
-  typeof value === "object" && value !== null && "count" in value && "moves" in value && Number.isInteger(value.count) && Number.isInteger(value.moves);
+  typeof value === "object" &&
+  value !== null &&
+  "count" in value &&
+  "moves" in value &&
+  Number.isInteger(value.count) &&
+  Number.isInteger(value.moves);
 
 /** @implements {Program} */
 class Counter {

@@ -59,7 +59,10 @@ const port = await AgentPort.listen(
   { onControl: (control) => target.onControl(control), onPageChannel: (name, socket) => target.onPageChannel(name, socket) },
   RELEASE,
 );
-const source = new SourceAgent({ ...here, onEvent: (event) => event.type === "phase" && console.log(`phase ${event.phase}`) }, () => port.address);
+const source = new SourceAgent(
+  { ...here, onEvent: (event) => event.type === "phase" && console.log(`phase ${event.phase}`) },
+  () => port.address,
+);
 
 // Boot: lay it out, reserve its place, create, fill, run.
 const manifest = layOutGuest("example", 64 * 2 ** 20, [{ workload: "counter", options: {} }], false, here.guests.workloads);
@@ -78,7 +81,7 @@ const moved = there.registry.require();
 const arrived = countOf(moved);
 await sleep(300);
 console.log(`there, epoch ${moved.epoch}: ${arrived > before && countOf(moved) > arrived ? "went on counting" : "LOST COUNT"}`);
-console.log(`digests and audit agree: ${report["digest-equal"]}; left here: ${here.registry.guest ?? "nothing"}`);
+console.log(`digests and audit agree: ${report["digest-equal"]}; left here: ${here.registry.guest?.manifest.id ?? "nothing"}`);
 
 await target.close();
 await port.close();

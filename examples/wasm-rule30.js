@@ -20,7 +20,9 @@ const sections = [
     0x20, 0, 0x29, 3, 0, 0x20, 0, 0x29, 3, 0, 0x42, 1, 0x8a, 0x84, // row | rotr(row, 1)
     0x85, 0x37, 3, 0, 0x0b]],
 ];
-const module = new WebAssembly.Module(Uint8Array.from([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, ...sections.flatMap(([id, body]) => [id, body.length, ...body])]));
+const module = new WebAssembly.Module(
+  Uint8Array.from([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, ...sections.flatMap(([id, body]) => [id, body.length, ...body])]),
+);
 
 const ROWS = 512;
 const SEGMENT_BYTES = 2 ** 32;

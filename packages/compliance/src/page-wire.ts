@@ -4,8 +4,8 @@ import type { Socket } from "node:net";
 import { Bitmap, GuestMemory, SegmentPool, allocateHashTable } from "@precopy/guest";
 import { freePages, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
-import { AgentPort, ChannelThreads, PageChannel, SWITCHING, connectPageChannel } from "@precopy/transport";
-import type { ChannelName, ControlChannel, PumpKind, RoundSent } from "@precopy/transport";
+import { AgentPort, PageChannel, SWITCHING, connectPageChannel } from "@precopy/transport";
+import type { ChannelName, ChannelThreads, ControlChannel, PumpKind, RoundSent } from "@precopy/transport";
 
 type Flushed = Parameters<PageChannel["onFlushed"]>[0];
 
@@ -28,6 +28,8 @@ export async function withMemories<T>(bytes: readonly number[], use: (...memorie
 
 export interface WireOptions {
   readonly pump: PumpKind;
+  /** For both ends; whoever made them ends them. */
+  readonly threads: ChannelThreads;
   readonly channels: number;
   readonly compression?: "none" | "lz4";
   /** Default on. */
@@ -46,7 +48,6 @@ export interface WireRound {
 export class PageTarget {
   readonly port: AgentPort;
   readonly session = randomUUID();
-  readonly threads = new ChannelThreads();
   readonly receivers = new Map<number, PageChannel>();
   readonly populated: Bitmap;
   /** Why channels ended that nobody had told to. */
@@ -60,13 +61,21 @@ export class PageTarget {
     this.populated = new Bitmap(memory.pages);
   }
 
-  static async listen(memory: GuestMemory, { pump, channels, hasDigest = true }: WireOptions): Promise<PageTarget> {
+  static async listen(memory: GuestMemory, { pump, threads, channels, hasDigest = true }: WireOptions): Promise<PageTarget> {
     const hashes = hasDigest ? allocateHashTable(memory.pages) : undefined;
     const onPageChannel = ({ session, channel }: ChannelName, socket: Socket): boolean => {
       if (session !== target.session || channel >= channels) return false;
-      const order = { type: "receive", pump, channel, channels, memory: memory.share(), hashes, populated: target.populated.words } as const;
+      const order = {
+        type: "receive",
+        pump,
+        channel,
+        channels,
+        memory: memory.share(),
+        hashes,
+        populated: target.populated.words,
+      } as const;
       target.#opening.push(
-        PageChannel.open(socket, target.threads, { ...order, answer: SWITCHING }).then((receiver) => {
+        PageChannel.open(socket, threads, { ...order, answer: SWITCHING }).then((receiver) => {
           target.receivers.set(channel, receiver);
           receiver.onFlushed = (flushed) => target.onFlushed(channel, flushed);
           receiver.onFailure = (error) => {
@@ -77,7 +86,8 @@ export class PageTarget {
       );
       return true;
     };
-    const onControl = (control: ControlChannel): void => control.close(new MigrationError("ERR_BAD_MESSAGE", "Only page channels come here"));
+    const onControl = (control: ControlChannel): void =>
+      control.close(new MigrationError("ERR_BAD_MESSAGE", "Only page channels come here"));
     const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel }, "test");
     const target = new PageTarget(port, memory);
     return target;
@@ -96,7 +106,7 @@ export class PageTarget {
     });
   }
 
-  /** Ends the channels; the threads stay for the next ones. */
+  /** Ends the channels; the port stays open for others. */
   async endChannels(): Promise<void> {
     await Promise.all(this.#opening.splice(0));
     await Promise.all([...this.receivers.values()].map((receiver) => receiver.end()));
@@ -105,7 +115,7 @@ export class PageTarget {
 
   async close(): Promise<void> {
     await this.endChannels();
-    await Promise.all([this.port.close(), this.threads.end()]);
+    await this.port.close();
   }
 }
 
@@ -113,25 +123,24 @@ export class PageTarget {
 export class PageWire {
   readonly target: PageTarget;
   readonly senders: readonly PageChannel[];
-  readonly #threads: ChannelThreads;
 
-  private constructor(target: PageTarget, senders: readonly PageChannel[], threads: ChannelThreads) {
+  private constructor(target: PageTarget, senders: readonly PageChannel[]) {
     this.target = target;
     this.senders = senders;
-    this.#threads = threads;
   }
 
   static async open(from: GuestMemory, to: GuestMemory, options: WireOptions): Promise<PageWire> {
-    const { pump, channels, compression = "none", hasDigest = true } = options;
+    const { pump, threads, channels, compression = "none", hasDigest = true } = options;
     const target = await PageTarget.listen(to, options);
-    const threads = new ChannelThreads();
     const hashes = hasDigest ? allocateHashTable(from.pages) : undefined;
     const senders: PageChannel[] = [];
     for (let channel = 0; channel < channels; channel++) {
       const socket = await target.connect(channel);
-      senders.push(await PageChannel.open(socket, threads, { type: "send", pump, channel, channels, memory: from.share(), hashes, compression }));
+      senders.push(
+        await PageChannel.open(socket, threads, { type: "send", pump, channel, channels, memory: from.share(), hashes, compression }),
+      );
     }
-    return new PageWire(target, senders, threads);
+    return new PageWire(target, senders);
   }
 
   /** Sends `pages`, and waits until the target has stored them. @param pacing bytes/s for each channel, 0 for none. */
@@ -152,12 +161,17 @@ export class PageWire {
 
   async close(): Promise<void> {
     await Promise.all(this.senders.map((sender) => sender.end()));
-    await Promise.all([this.target.close(), this.#threads.end()]);
+    await this.target.close();
   }
 }
 
 /** Opens a wire for `use` and closes it, however that ends. */
-export async function withWire<T>(from: GuestMemory, to: GuestMemory, options: WireOptions, use: (wire: PageWire) => Promise<T>): Promise<T> {
+export async function withWire<T>(
+  from: GuestMemory,
+  to: GuestMemory,
+  options: WireOptions,
+  use: (wire: PageWire) => Promise<T>,
+): Promise<T> {
   const wire = await PageWire.open(from, to, options);
   try {
     return await use(wire);

@@ -19,17 +19,22 @@ const close = (actual: number, expected: number): void => assert.ok(Math.abs(act
 describe("the expected downtime", () => {
   it("is pause, collection, transfer, fixed part of a round, two round trips and resume, added up", () =>
     fc.assert(
-      fc.property(fc.tuple(...Array.from({ length: 5 }, () => fc.double({ min: 0, max: 19, noNaN: true }))), fc.nat(1_000_000), (parts, pages) => {
-        const [pauseMs = 0, collectMs = 0, roundTripMs = 0, resumeMs = 0, fixedMs = 0] = parts;
-        const expected = pauseMs + collectMs + (pages * PAGE_BYTES) / 100_000 + fixedMs + 2 * roundTripMs + resumeMs;
-        close(expectedDowntimeMs(pages, statsWith(fixedMs), { pauseMs, collectMs, roundTripMs, resumeMs }), expected);
-      }),
+      fc.property(
+        fc.tuple(...Array.from({ length: 5 }, () => fc.double({ min: 0, max: 19, noNaN: true }))),
+        fc.nat(1_000_000),
+        (parts, pages) => {
+          const [pauseMs = 0, collectMs = 0, roundTripMs = 0, resumeMs = 0, fixedMs = 0] = parts;
+          const expected = pauseMs + collectMs + (pages * PAGE_BYTES) / 100_000 + fixedMs + 2 * roundTripMs + resumeMs;
+          close(expectedDowntimeMs(pages, statsWith(fixedMs), { pauseMs, collectMs, roundTripMs, resumeMs }), expected);
+        },
+      ),
     ));
 
   it("counts each part: 1 ms more of any of them makes it longer, by 1 ms or by two round trips", () => {
     const base = expectedDowntimeMs(1000, statsWith(5), none);
     close(base, 1000 * 0.04096 + 5);
-    for (const part of ["pauseMs", "collectMs", "resumeMs"] as const) close(expectedDowntimeMs(1000, statsWith(5), { ...none, [part]: 1 }) - base, 1);
+    for (const part of ["pauseMs", "collectMs", "resumeMs"] as const)
+      close(expectedDowntimeMs(1000, statsWith(5), { ...none, [part]: 1 }) - base, 1);
     close(expectedDowntimeMs(1000, statsWith(5), { ...none, roundTripMs: 1 }) - base, 2);
     close(expectedDowntimeMs(1000, statsWith(6), none) - base, 1);
     close(expectedDowntimeMs(2000, statsWith(5), none) - base, 1000 * 0.04096);

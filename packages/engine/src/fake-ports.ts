@@ -70,7 +70,14 @@ export class FakePorts implements MigrationPorts {
     sendLast: async (round, pages) => {
       const normalPages = pages.count();
       await this.#call("sendLast", ` ${round} ${JSON.stringify(pagesOf(pages))}`);
-      return { normalPages, zeroPages: 0, bytes: normalPages * PAGE_BYTES, ms: this.costMs.sendLast ?? 0, digest: "0123456789abcdef", packets: [round] };
+      return {
+        normalPages,
+        zeroPages: 0,
+        bytes: normalPages * PAGE_BYTES,
+        ms: this.costMs.sendLast ?? 0,
+        digest: "0123456789abcdef",
+        packets: [round],
+      };
     },
     roundTripMs: () => 0.1,
   };

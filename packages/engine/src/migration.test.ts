@@ -22,7 +22,8 @@ function busyPorts(): FakePorts {
   return ports;
 }
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-const failureOf = (running: Promise<SwitchResult>): Promise<MigrationError> => running.then(() => assert.fail("it completed"), MigrationError.from);
+const failureOf = (running: Promise<SwitchResult>): Promise<MigrationError> =>
+  running.then(() => assert.fail("it completed"), MigrationError.from);
 
 /** Stands still in the nth call of a name until it is let go, one way or the other. */
 class Hold {
@@ -60,8 +61,23 @@ describe("a migration that nothing disturbs", () => {
     await migration.run();
     assert.deepEqual(migration.state.phase, "completed");
     assert.deepEqual(ports.phases, ["active", "device", "committing", "completed"]);
-    const order = ["start", "sendRound", "collect", "sendRound", "collect", "pause", "collect", "sendLast", "prepare", "decideCommit", "commit"];
-    assert.deepEqual(ports.calls.map((call) => call.split(" ")[0]), order);
+    const order = [
+      "start",
+      "sendRound",
+      "collect",
+      "sendRound",
+      "collect",
+      "pause",
+      "collect",
+      "sendLast",
+      "prepare",
+      "decideCommit",
+      "commit",
+    ];
+    assert.deepEqual(
+      ports.calls.map((call) => call.split(" ")[0]),
+      order,
+    );
   });
 
   it("sends in the pause what the last round left and what was dirtied since, each page once", async () => {
@@ -92,16 +108,25 @@ describe("a migration that nothing disturbs", () => {
   it("reports the last round after the others, with the guest paused", async () => {
     const ports = busyPorts();
     await migrationWith(ports).run();
-    assert.deepEqual(ports.rounds.map(({ round }) => round), [1, 2, 3]);
+    assert.deepEqual(
+      ports.rounds.map(({ round }) => round),
+      [1, 2, 3],
+    );
     const last = ports.rounds.at(-1);
-    assert.deepEqual([last?.decision, last?.dirtyPages, last?.startMs, last?.durationMs, last?.collectMs], ["last round: guest paused", 22, 166, 11, 1]);
+    assert.deepEqual(
+      [last?.decision, last?.dirtyPages, last?.startMs, last?.durationMs, last?.collectMs],
+      ["last round: guest paused", 22, 166, 11, 1],
+    );
   });
 
   it("with stop-and-copy goes from setup straight to device, and starts the log with the guest paused", async () => {
     const ports = busyPorts();
     const result = await migrationWith(ports, "stop-and-copy").run();
     assert.deepEqual(ports.phases, ["device", "committing", "completed"]);
-    assert.deepEqual(ports.calls.map((call) => call.split(" ")[0]), ["pause", "start", "sendLast", "prepare", "decideCommit", "commit"]);
+    assert.deepEqual(
+      ports.calls.map((call) => call.split(" ")[0]),
+      ["pause", "start", "sendLast", "prepare", "decideCommit", "commit"],
+    );
     assert.equal(result.expectedDowntimeMs, undefined, "nothing was ever expected");
     assert.equal(result.setupMs, 100);
   });
@@ -268,7 +293,13 @@ describe("a migration that is hit", () => {
 });
 
 describe("after COMMIT", () => {
-  async function inCommit(): Promise<{ ports: FakePorts; migration: Migration; hold: Hold; running: Promise<SwitchResult>; doubt: () => void }> {
+  async function inCommit(): Promise<{
+    ports: FakePorts;
+    migration: Migration;
+    hold: Hold;
+    running: Promise<SwitchResult>;
+    doubt: () => void;
+  }> {
     const ports = busyPorts();
     const hold = new Hold(ports, "commit");
     let doubt = (): void => {};

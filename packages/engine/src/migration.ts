@@ -94,7 +94,9 @@ export class Migration {
     const { prepared, setupMs, expectedDowntimeMs } = await this.#reachPrepared();
     const { pausedAtMs } = prepared;
     handover.decideCommit();
-    const answer = await handover.commit(clock() - pausedAtMs, () => this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })));
+    const answer = await handover.commit(clock() - pausedAtMs, () =>
+      this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })),
+    );
     const answeredAt = clock();
     if (answer === "refused") {
       this.#enter(enterSource(this.#state, { phase: "taken-back", epoch: epoch + 1 }));

@@ -67,7 +67,8 @@ describe("over downtime-limit", () => {
   });
 
   it("a flat history is given up after 6 rounds and not before: 5 in a row brought nothing", () => {
-    for (let rounds = 1; rounds <= 5; rounds++) assert.equal(decide(repeat(flat(1000), rounds), 300).action, "next round", `${rounds} rounds`);
+    for (let rounds = 1; rounds <= 5; rounds++)
+      assert.equal(decide(repeat(flat(1000), rounds), 300).action, "next round", `${rounds} rounds`);
     assert.equal(decide(repeat(flat(1000), 6), 300).action, "give up");
   });
 
@@ -86,7 +87,10 @@ describe("over downtime-limit", () => {
     const { action, reason } = decide([flat(2900), ...repeat(flat(3100), 5)], 300);
     assert.equal(action, "give up");
     const gbit = (bytesPerSecond: number): string => `${((bytesPerSecond * 8) / 1e9).toFixed(2)} Gbit/s`;
-    assert.equal(reason, `dirtying ${gbit(250_000 * PAGE_BYTES)}, sending ${gbit(250_000 * PAGE_BYTES)}: the best reachable pause is about 2900 ms, downtime-limit is 300 ms`);
+    assert.equal(
+      reason,
+      `dirtying ${gbit(250_000 * PAGE_BYTES)}, sending ${gbit(250_000 * PAGE_BYTES)}: the best reachable pause is about 2900 ms, downtime-limit is 300 ms`,
+    );
   });
 
   it("the verdict says what it does not know instead of dividing by zero", () => {
@@ -106,7 +110,13 @@ describe("over downtime-limit", () => {
 });
 
 describe("under downtime-limit", () => {
-  const permitted: RoundOutlook = { remainingPages: 5000, dirtyPagesPerSecond: 1000, expectedDowntimeMs: 22, nextRoundMs: 22, forecastDowntimeMs: 3 };
+  const permitted: RoundOutlook = {
+    remainingPages: 5000,
+    dirtyPagesPerSecond: 1000,
+    expectedDowntimeMs: 22,
+    nextRoundMs: 22,
+    forecastDowntimeMs: 3,
+  };
 
   it("another round is sent while it is forecast to save much of the pause for little total time", () => {
     const { action, reason } = decide([permitted], 300);
@@ -117,7 +127,10 @@ describe("under downtime-limit", () => {
     assert.equal(decide([{ ...permitted, forecastDowntimeMs: 20 }], 300).action, "switch over");
   });
   it("the switch is made when a round would save less than 0.3 ms", () => {
-    assert.equal(decide([{ ...permitted, expectedDowntimeMs: 0.4, nextRoundMs: 0.4, forecastDowntimeMs: 0.15 }], 300).action, "switch over");
+    assert.equal(
+      decide([{ ...permitted, expectedDowntimeMs: 0.4, nextRoundMs: 0.4, forecastDowntimeMs: 0.15 }], 300).action,
+      "switch over",
+    );
   });
   it("the switch is made when a millisecond of pause would cost more than 20 ms of total time", () => {
     assert.equal(decide([{ ...permitted, nextRoundMs: 20 * 19 }], 300).action, "next round");
@@ -158,28 +171,37 @@ describe("decide", () => {
         const model = { pages, pagesPerMs, dirtyPagesPerMs: dirtyShare * pagesPerMs, workingSet: Math.round(setShare * pages), fixedMs };
         const { history, decision } = play(model, downtimeLimitMs, 200);
         assert.notEqual(decision.action, "next round", `still going after ${history.length} rounds`);
-        if (decision.action === "switch over") assert.ok((history.at(-1)?.expectedDowntimeMs ?? Infinity) <= downtimeLimitMs, "over the limit");
+        if (decision.action === "switch over")
+          assert.ok((history.at(-1)?.expectedDowntimeMs ?? Infinity) <= downtimeLimitMs, "over the limit");
       }),
       { numRuns: 2000 },
     ));
 
-  const outlooks = fc.record({
-    remainingPages: fc.nat(),
-    dirtyPagesPerSecond: fc.double({ min: 0, max: 1e9, noNaN: true }),
-    expectedDowntimeMs: fc.double({ min: 0, max: 1e6, noNaN: true }),
-    nextRoundMs: fc.double({ min: 0, max: 1e6, noNaN: true }),
-    forecastDowntimeMs: fc.double({ min: 0, max: 1e6, noNaN: true }),
-  }, { noNullPrototype: true });
+  const outlooks = fc.record(
+    {
+      remainingPages: fc.nat(),
+      dirtyPagesPerSecond: fc.double({ min: 0, max: 1e9, noNaN: true }),
+      expectedDowntimeMs: fc.double({ min: 0, max: 1e6, noNaN: true }),
+      nextRoundMs: fc.double({ min: 0, max: 1e6, noNaN: true }),
+      forecastDowntimeMs: fc.double({ min: 0, max: 1e6, noNaN: true }),
+    },
+    { noNullPrototype: true },
+  );
 
   it("depends on nothing but its arguments, and changes none of them", () =>
     fc.assert(
-      fc.property(fc.array(outlooks, { maxLength: 20 }), fc.integer({ min: 0, max: 5000 }), fc.array(outlooks, { maxLength: 5 }), (history, limit, other) => {
-        const frozen = Object.freeze(history.map((outlook) => Object.freeze({ ...outlook })));
-        const first = decide(frozen, limit);
-        decide(other, limit);
-        assert.deepEqual(decide(structuredClone(history), limit), first);
-        assert.deepEqual(frozen, history);
-      }),
+      fc.property(
+        fc.array(outlooks, { maxLength: 20 }),
+        fc.integer({ min: 0, max: 5000 }),
+        fc.array(outlooks, { maxLength: 5 }),
+        (history, limit, other) => {
+          const frozen = Object.freeze(history.map((outlook) => Object.freeze({ ...outlook })));
+          const first = decide(frozen, limit);
+          decide(other, limit);
+          assert.deepEqual(decide(structuredClone(history), limit), first);
+          assert.deepEqual(frozen, history);
+        },
+      ),
     ));
 
   it("never switches over while the expected downtime is over the limit, and never gives up while it is within", () =>

@@ -42,10 +42,12 @@ export function decide(history: readonly RoundOutlook[], downtimeLimitMs: number
   if (expected <= downtimeLimitMs) {
     const gain = expected - now.forecastDowntimeMs;
     const isWorth = gain > Math.max(WORTH_SHARE * expected, WORTH_MS) && now.nextRoundMs <= TOTAL_MS_PER_PAUSE_MS * gain;
-    if (isWorth && history.length < ROUNDS_MAX && !isStalled(history, 2)) return { action: "next round", reason: `would save ${gain.toFixed(1)} ms of pause` };
+    if (isWorth && history.length < ROUNDS_MAX && !isStalled(history, 2))
+      return { action: "next round", reason: `would save ${gain.toFixed(1)} ms of pause` };
     return { action: "switch over", reason: `expected ${expected.toFixed(1)} ms` };
   }
-  if (history.length >= ROUNDS_MAX || isStalled(history, STALLED_ROUNDS)) return { action: "give up", reason: verdict(history, downtimeLimitMs) };
+  if (history.length >= ROUNDS_MAX || isStalled(history, STALLED_ROUNDS))
+    return { action: "give up", reason: verdict(history, downtimeLimitMs) };
   return { action: "next round", reason: `expected ${expected.toFixed(0)} ms is over the limit` };
 }
 
@@ -61,6 +63,7 @@ function verdict(history: readonly RoundOutlook[], downtimeLimitMs: number): str
   const best = Math.min(...history.map(({ expectedDowntimeMs }) => expectedDowntimeMs));
   const now = history.at(-1);
   const dirtying = now === undefined ? "?" : formatBandwidth(now.dirtyPagesPerSecond * PAGE_BYTES);
-  const sending = now === undefined || now.nextRoundMs <= 0 ? "?" : formatBandwidth((now.remainingPages * PAGE_BYTES * 1000) / now.nextRoundMs);
+  const sending =
+    now === undefined || now.nextRoundMs <= 0 ? "?" : formatBandwidth((now.remainingPages * PAGE_BYTES * 1000) / now.nextRoundMs);
   return `dirtying ${dirtying}, sending ${sending}: the best reachable pause is about ${best.toFixed(0)} ms, downtime-limit is ${downtimeLimitMs} ms`;
 }

@@ -97,7 +97,10 @@ describe("preCopy", () => {
     ports.finds = Array.from({ length: 50 }, () => span(100));
     const error = await run(ports, 300).then(() => assert.fail("it converged"), MigrationError.from);
     assert.equal(error.code, "ERR_NOT_CONVERGING");
-    assert.match(error.message, /^After 6 rounds: dirtying .*, sending .*: the best reachable pause is about \d+ ms, downtime-limit is 300 ms$/);
+    assert.match(
+      error.message,
+      /^After 6 rounds: dirtying .*, sending .*: the best reachable pause is about \d+ ms, downtime-limit is 300 ms$/,
+    );
     assert.equal(ports.rounds.length, 6, "the round that decided it is reported, too");
     assert.match(ports.rounds.at(-1)?.decision ?? "", /^give up: /);
   });

@@ -59,7 +59,10 @@ describe("pauseAndPrepare", () => {
         if (asked === call) throw new MigrationError("ERR_LINK_LOST", call);
       };
       await assert.rejects(pauseAndPrepare(bitmapOf(1), 2, true, ports), { code: "ERR_LINK_LOST" });
-      assert.deepEqual(ports.calls.map((line) => line.split(" ")[0]), order.slice(0, at + 1));
+      assert.deepEqual(
+        ports.calls.map((line) => line.split(" ")[0]),
+        order.slice(0, at + 1),
+      );
     }
   });
 });

@@ -1,13 +1,23 @@
 import type { SwitchResult } from "@precopy/engine";
+import type { Guest } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, formatAddress, qemuStatus, reportParameters } from "@precopy/protocol";
 import type { Address, MigrationReport, QueryMigrate, RoundProgress } from "@precopy/protocol";
 import type { OutgoingMigration } from "./outgoing-migration.js";
 
 const round2 = (value: number): number => Math.round(value * 100) / 100;
-const sum = (rounds: readonly RoundProgress[], of: (round: RoundProgress) => number): number => rounds.reduce((all, round) => all + of(round), 0);
+const sum = (rounds: readonly RoundProgress[], of: (round: RoundProgress) => number): number =>
+  rounds.reduce((all, round) => all + of(round), 0);
+
+type Read = "to" | "epoch" | "phase" | "parameters" | "acceptedAtMs" | "rounds" | "guestGapMs" | "audit";
+/** What a report reads of a migration. */
+export type ReportedMigration = Pick<OutgoingMigration, Read> & { readonly guest: Pick<Guest, "manifest" | "epoch" | "dirtyLog"> };
 
 /** `query-migrate` as QEMU answers it: while it runs, and at the end with `result`. Absent keys are absent there, too. */
-export function queryMigrate(migration: OutgoingMigration, result: SwitchResult | undefined, error: MigrationError | undefined): QueryMigrate {
+export function queryMigrate(
+  migration: ReportedMigration,
+  result: SwitchResult | undefined,
+  error: MigrationError | undefined,
+): QueryMigrate {
   const { rounds, guest, phase } = migration;
   const last = rounds.at(-1);
   const transferred = sum(rounds, ({ bytes }) => bytes);
@@ -19,7 +29,7 @@ export function queryMigrate(migration: OutgoingMigration, result: SwitchResult 
     status: qemuStatus(phase),
     "total-time": round2(elapsedMs),
     ...(result === undefined ? {} : { downtime: round2(result.downtimeMs), "setup-time": round2(result.setupMs) }),
-    ...(result === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
+    ...(result === undefined && error === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
     ...(error === undefined ? {} : { "error-desc": error.message }),
     ram: {
       transferred,
@@ -28,7 +38,9 @@ export function queryMigrate(migration: OutgoingMigration, result: SwitchResult 
       duplicate: sum(rounds, ({ zeroPages }) => zeroPages),
       normal,
       "normal-bytes": normal * PAGE_BYTES,
-      "dirty-pages-rate": Math.round(rounds.findLast(({ dirtyPagesPerSecond }) => dirtyPagesPerSecond !== undefined)?.dirtyPagesPerSecond ?? 0),
+      "dirty-pages-rate": Math.round(
+        rounds.findLast(({ dirtyPagesPerSecond }) => dirtyPagesPerSecond !== undefined)?.dirtyPagesPerSecond ?? 0,
+      ),
       mbps: round2((transferred * 8) / Math.max(elapsedMs, 0.001) / 1000),
       "dirty-sync-count": rounds.length,
       "page-size": PAGE_BYTES,
@@ -56,7 +68,12 @@ const iteration = (round: RoundProgress): Record<string, unknown> => ({
 });
 
 /** What is kept of a migration, however it ended. */
-export function migrationReport(from: Address, migration: OutgoingMigration, result: SwitchResult | undefined, error: MigrationError | undefined): MigrationReport {
+export function migrationReport(
+  from: Address,
+  migration: ReportedMigration,
+  result: SwitchResult | undefined,
+  error: MigrationError | undefined,
+): MigrationReport {
   const { parameters, audit } = migration;
   const isProven = parameters.isDigestOn && parameters.isAuditOn && result !== undefined;
   const breakdown = result?.breakdown;
@@ -90,10 +107,15 @@ export function migrationReport(from: Address, migration: OutgoingMigration, res
   };
 }
 
-function verdict({ rounds, audit, parameters }: OutgoingMigration, result: SwitchResult | undefined, error: MigrationError | undefined): string {
+function verdict(
+  { rounds, audit, parameters }: ReportedMigration,
+  result: SwitchResult | undefined,
+  error: MigrationError | undefined,
+): string {
   if (error !== undefined) return `${error.code}: ${error.message}`;
   if (result === undefined) return "in progress";
-  if (audit !== null && audit.mismatched > 0) return `the dirty log lost ${audit.mismatched} of ${audit.pages} pages: do not trust the moved guest`;
+  if (audit !== null && audit.mismatched > 0)
+    return `the dirty log lost ${audit.mismatched} of ${audit.pages} pages: do not trust the moved guest`;
   const parts = Object.entries(result.breakdown).sort(([, one], [, other]) => other - one);
   const largest = parts[0] === undefined ? "" : `, most of it ${parts[0][0]} (${parts[0][1].toFixed(1)} ms)`;
   const pause = `paused ${result.downtimeMs.toFixed(1)} ms${largest}`;

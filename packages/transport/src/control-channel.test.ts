@@ -87,7 +87,10 @@ describe("ControlChannel", () => {
       });
       for (let round = 0; round < 500; round++) from.send(flushed(round));
       await all;
-      assert.deepEqual(got, Array.from({ length: 500 }, (_, round) => flushed(round)));
+      assert.deepEqual(
+        got,
+        Array.from({ length: 500 }, (_, round) => flushed(round)),
+      );
     }
   });
 
@@ -108,7 +111,10 @@ describe("ControlChannel", () => {
 
   it("rejects an expectation with the caller's error when its time is over, and the channel stays open", async (context) => {
     const { source, target } = await pair(context);
-    await assert.rejects(source.expect(["active"], 10, () => new MigrationError("ERR_PREPARED_TIMEOUT", "not in 10 ms")), { code: "ERR_PREPARED_TIMEOUT" });
+    await assert.rejects(
+      source.expect(["active"], 10, () => new MigrationError("ERR_PREPARED_TIMEOUT", "not in 10 ms")),
+      { code: "ERR_PREPARED_TIMEOUT" },
+    );
     const later = source.expect(["active"], 5000, timedOut);
     target.send({ type: "active", epoch: 1, resumeMs: 0 });
     assert.equal((await later).epoch, 1);
@@ -290,7 +296,9 @@ describe("ControlChannel.connect", () => {
   it("fails with ERR_NOT_AN_AGENT at a server that speaks HTTP and not this, and at one that does not speak HTTP", async (context) => {
     const http = await serve(
       context,
-      createHttpServer((_, response) => response.end("welcome")).on("upgrade", (_, socket) => socket.end("HTTP/1.1 404 Not Found\r\n\r\n", () => socket.destroy())),
+      createHttpServer((_, response) => response.end("welcome")).on("upgrade", (_, socket) =>
+        socket.end("HTTP/1.1 404 Not Found\r\n\r\n", () => socket.destroy()),
+      ),
     );
     await assert.rejects(ControlChannel.connect(http), { code: "ERR_NOT_AN_AGENT" });
     const ssh = await serve(

@@ -66,7 +66,8 @@ export class ControlChannel {
       socket.terminate();
       const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
       const isHttp = cause instanceof Error && /Unexpected server response|Parse Error|Invalid/i.test(`${cause.message} ${code}`);
-      if (isHttp || code.startsWith("HPE_")) throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} does not speak our protocol`, { cause });
+      if (isHttp || code.startsWith("HPE_"))
+        throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} does not speak our protocol`, { cause });
       throw new MigrationError("ERR_UNREACHABLE", `Cannot reach ${formatAddress(to)}`, { cause });
     } finally {
       signal?.removeEventListener("abort", abort);

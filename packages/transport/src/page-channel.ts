@@ -124,11 +124,13 @@ export class PageChannel {
   readonly #worker: Worker | undefined;
   readonly #handle: SocketHandle | undefined;
   readonly #local: ChannelEnd | undefined;
+  readonly #socket: Socket | undefined;
   readonly #stop = new Int32Array(new SharedArrayBuffer(4));
   readonly #ended: Promise<void>;
   #markEnded: () => void = () => {};
   #sent: { resolve: (sent: RoundSent) => void; reject: (error: Error) => void } | undefined;
   #isEnding = false;
+  #isThreadGone = false;
   #failure: MigrationError | undefined;
   /** A FLUSH arrived: all before it is stored. */
   onFlushed: (flushed: FromChannel & { type: "flushed" }) => void = () => {};
@@ -144,11 +146,15 @@ export class PageChannel {
     });
     if (handle === undefined) {
       this.#local = new ChannelEnd((message) => setImmediate(() => this.#receive(message)), socket);
+      this.#socket = socket;
       return;
     }
     this.#worker = threads.take();
     this.#worker.on("message", (message: FromChannel) => this.#receive(message));
-    this.#worker.on("error", (cause) => this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message }));
+    this.#worker.on("error", (cause) => {
+      this.#isThreadGone = true;
+      this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message });
+    });
   }
 
   /**
@@ -180,6 +186,7 @@ export class PageChannel {
       Atomics.store(this.#stop, 0, 1);
       this.#tell({ type: "end" });
       this.#handle?.shutdown();
+      this.#socket?.destroy();
     }
     await this.#ended;
   }
@@ -211,7 +218,7 @@ export class PageChannel {
     this.#handle?.close();
     if (this.#worker !== undefined) {
       this.#worker.removeAllListeners("message").removeAllListeners("error");
-      this.#threads.give(this.#worker);
+      if (!this.#isThreadGone) this.#threads.give(this.#worker);
     }
     this.#markEnded();
   }

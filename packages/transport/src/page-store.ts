@@ -1,6 +1,16 @@
 import { Bitmap } from "@precopy/guest";
 import type { GuestMemory, PageHashes } from "@precopy/guest";
-import { BLOCK_PAGES, BlockReader, HEADER_BYTES, MigrationError, PAGE_BYTES, PageEncoding, RUN_BYTES, STRIPE_PAGES, channelOfPage } from "@precopy/protocol";
+import {
+  BLOCK_PAGES,
+  BlockReader,
+  HEADER_BYTES,
+  MigrationError,
+  PAGE_BYTES,
+  PageEncoding,
+  RUN_BYTES,
+  STRIPE_PAGES,
+  channelOfPage,
+} from "@precopy/protocol";
 import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 
 /** Where a channel's pages go at the target. */
@@ -75,7 +85,8 @@ export class PageStore implements PacketSink {
 
   #storeBlocks(payload: Buffer): void {
     const blocks = new BlockReader(payload, this.#dataPages);
-    for (let pages = blocks.next(); pages !== undefined; pages = blocks.next()) this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
+    for (let pages = blocks.next(); pages !== undefined; pages = blocks.next())
+      this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
   }
 
   /** The payload is in place: zero runs, hashes and the map of populated pages follow. */

@@ -128,12 +128,19 @@ describe("AgentPort", () => {
     const socket = dial(context, address);
     socket.write(upgrade(GOOD));
     assert.match(await readAll(socket), /^HTTP\/1\.1 409 /);
-    await assert.rejects(connectPageChannel(address, { session, channel: 1, generation: 1 }, new AbortController().signal), { code: "ERR_STALE_GENERATION" });
+    await assert.rejects(connectPageChannel(address, { session, channel: 1, generation: 1 }, new AbortController().signal), {
+      code: "ERR_STALE_GENERATION",
+    });
   });
 
   it("refuses with 404 an Upgrade to an unknown path or protocol", async (context) => {
     const { address } = await listen(context, { onPageChannel: () => assert.fail("it was handed over") });
-    for (const request of [upgrade(GOOD, "precopy-pages/2"), upgrade(GOOD, PAGES_PROTOCOL, "/v1/page"), upgrade("", "websocket", "//"), upgrade("", "h2c", "*")]) {
+    for (const request of [
+      upgrade(GOOD, "precopy-pages/2"),
+      upgrade(GOOD, PAGES_PROTOCOL, "/v1/page"),
+      upgrade("", "websocket", "//"),
+      upgrade("", "h2c", "*"),
+    ]) {
       const socket = dial(context, address);
       socket.write(request);
       assert.match(await readAll(socket), /^HTTP\/1\.1 40[04] /, request);
@@ -194,14 +201,20 @@ describe("observers", () => {
     });
     await settle(port, observers.length);
     for (let round = 0; round < 50; round++) port.publish(event(round));
-    for (const events of await Promise.all(heard)) assert.deepEqual(events, Array.from({ length: 50 }, (_, round) => event(round)));
+    for (const events of await Promise.all(heard))
+      assert.deepEqual(
+        events,
+        Array.from({ length: 50 }, (_, round) => event(round)),
+      );
   });
 
   it("are dropped when they do not keep up, while those who do miss nothing", async (context) => {
     const port = await listen(context);
     const { host, port: number } = port.address;
     const slow = dial(context, port.address);
-    slow.write(`GET /v1/events HTTP/1.1\r\nHost: ${host}:${number}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${Buffer.alloc(16).toString("base64")}\r\n\r\n`);
+    slow.write(
+      `GET /v1/events HTTP/1.1\r\nHost: ${host}:${number}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${Buffer.alloc(16).toString("base64")}\r\n\r\n`,
+    );
     await once(slow, "readable");
     slow.pause(); // and never reads again
     const fast = await observe(context, port.address);
@@ -271,7 +284,8 @@ async function settle(port: AgentPort, observers: number): Promise<void> {
 }
 
 describe("greetAgent", { concurrency: true }, () => {
-  const refuses = (address: Address, code: ErrorCode): Promise<void> => assert.rejects(greetAgent(address), { code, name: "MigrationError" });
+  const refuses = (address: Address, code: ErrorCode): Promise<void> =>
+    assert.rejects(greetAgent(address), { code, name: "MigrationError" });
 
   it("is content with an agent of this protocol version", async (context) => greetAgent((await listen(context)).address));
 
@@ -284,16 +298,34 @@ describe("greetAgent", { concurrency: true }, () => {
   });
 
   it("fails with ERR_NOT_AN_AGENT at a server that does not speak HTTP", async (context) => {
-    await refuses(await serve(context, createServer((socket) => socket.on("error", () => {}).end("SSH-2.0-OpenSSH_9.6\r\n"))), "ERR_NOT_AN_AGENT");
+    await refuses(
+      await serve(
+        context,
+        createServer((socket) => socket.on("error", () => {}).end("SSH-2.0-OpenSSH_9.6\r\n")),
+      ),
+      "ERR_NOT_AN_AGENT",
+    );
   });
 
   it("fails with ERR_UNREACHABLE at a server that hangs up", async (context) => {
-    await refuses(await serve(context, createServer((socket) => socket.on("error", () => {}).destroy())), "ERR_UNREACHABLE");
+    await refuses(
+      await serve(
+        context,
+        createServer((socket) => socket.on("error", () => {}).destroy()),
+      ),
+      "ERR_UNREACHABLE",
+    );
   });
 
   it("fails with ERR_NOT_AN_AGENT at an HTTP server that is something else, whatever it answers", async (context) => {
     for (const body of ["", "<html></html>", "{}", '{"product":"other"}', '{"product":"precopy"}', "null", "x".repeat(100_000)])
-      await refuses(await serve(context, createHttpServer((_, response) => response.end(body))), "ERR_NOT_AN_AGENT");
+      await refuses(
+        await serve(
+          context,
+          createHttpServer((_, response) => response.end(body)),
+        ),
+        "ERR_NOT_AN_AGENT",
+      );
   });
 
   it("does not read an endless answer to its end", async (context) => {
@@ -313,13 +345,22 @@ describe("greetAgent", { concurrency: true }, () => {
 
   it("fails with ERR_PROTOCOL_VERSION at an agent of another version, which it names", async (context) => {
     const answer = JSON.stringify({ product: "precopy", release: "9.0.0", protocol: PROTOCOL_VERSION + 1 });
-    const address = await serve(context, createHttpServer((_, response) => response.end(answer)));
+    const address = await serve(
+      context,
+      createHttpServer((_, response) => response.end(answer)),
+    );
     const error = await greetAgent(address).then(() => assert.fail("content"), MigrationError.from);
     assert.equal(error.code, "ERR_PROTOCOL_VERSION");
     assert.match(error.message, new RegExp(`speaks version ${PROTOCOL_VERSION + 1}`));
   });
 
   it("fails with ERR_UNREACHABLE at a server that takes the connection and says nothing, after 5 s", async (context) => {
-    await refuses(await serve(context, createServer((socket) => context.after(() => socket.destroy()))), "ERR_UNREACHABLE");
+    await refuses(
+      await serve(
+        context,
+        createServer((socket) => context.after(() => socket.destroy())),
+      ),
+      "ERR_UNREACHABLE",
+    );
   });
 });

@@ -37,8 +37,16 @@ export interface PortHandlers {
 
 const channelQuery = z.object({
   session: z.uuid(),
-  channel: z.coerce.number().int().min(0).max(CHANNELS_MAX - 1),
-  generation: z.coerce.number().int().min(1).max(2 ** 31),
+  channel: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(CHANNELS_MAX - 1),
+  generation: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .max(2 ** 31),
 });
 
 function refuseUpgrade(socket: Duplex, status: string): void {
@@ -87,7 +95,11 @@ export class AgentPort {
     const port = new AgentPort(server, handlers, release);
     await new Promise<void>((resolve, reject) => {
       server.once("error", (cause: NodeJS.ErrnoException) =>
-        reject(new MigrationError(cause.code === "EADDRINUSE" ? "ERR_PORT_IN_USE" : "ERR_ADDRESS", `Cannot listen on ${formatAddress(at)}`, { cause })),
+        reject(
+          new MigrationError(cause.code === "EADDRINUSE" ? "ERR_PORT_IN_USE" : "ERR_ADDRESS", `Cannot listen on ${formatAddress(at)}`, {
+            cause,
+          }),
+        ),
       );
       server.listen(at.port, at.host, resolve);
     });
@@ -176,5 +188,8 @@ export async function greetAgent(at: Address): Promise<void> {
   const answer = agentAnswer.safeParse(json);
   if (!answer.success) throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(at)} does not speak our protocol`);
   if (answer.data.protocol !== PROTOCOL_VERSION)
-    throw new MigrationError("ERR_PROTOCOL_VERSION", `${formatAddress(at)} speaks version ${answer.data.protocol}, we speak ${PROTOCOL_VERSION}`);
+    throw new MigrationError(
+      "ERR_PROTOCOL_VERSION",
+      `${formatAddress(at)} speaks version ${answer.data.protocol}, we speak ${PROTOCOL_VERSION}`,
+    );
 }

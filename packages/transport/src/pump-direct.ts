@@ -98,7 +98,13 @@ function scratch(): Scratch {
  * Reads packets until the connection ends or `mayGoOn` says no; blocks its thread all the while. Calls `onFlush` after each FLUSH.
  * @param answer sent first, when everything is ready to read. @throws {MigrationError} what packet.ts refuses, ERR_LINK_LOST
  */
-export function receiveDirect(fd: number, answer: Uint8Array, store: PageStore, mayGoOn: () => boolean, onFlush: (header: PacketHeader) => void): void {
+export function receiveDirect(
+  fd: number,
+  answer: Uint8Array,
+  store: PageStore,
+  mayGoOn: () => boolean,
+  onFlush: (header: PacketHeader) => void,
+): void {
   const socket = new BlockingSocket(fd, SOCKET_POLL_MS, mayGoOn);
   const { head, pieces, payload } = scratch();
   const need = (isThere: boolean): void => {

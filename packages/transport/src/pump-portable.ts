@@ -79,7 +79,12 @@ export class PortableSendPump implements SendPump {
 }
 
 /** Reads packets from Node's socket until it ends. Resolves at the end of the stream. @throws {MigrationError} as receiveDirect */
-export function receivePortable(socket: Socket, answer: Uint8Array, store: PageStore, onFlush: (header: PacketHeader) => void): Promise<void> {
+export function receivePortable(
+  socket: Socket,
+  answer: Uint8Array,
+  store: PageStore,
+  onFlush: (header: PacketHeader) => void,
+): Promise<void> {
   let current: PacketHeader | undefined;
   const decoder = new PacketDecoder(store.bounds, {
     begin: (header, head, dataPages) => {
@@ -99,6 +104,7 @@ export function receivePortable(socket: Socket, answer: Uint8Array, store: PageS
     };
     socket.setNoDelay(true);
     socket.on("error", (cause) => fail(new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause })));
+    socket.on("end", () => socket.destroy()); // one that came from the listener would stay half open
     socket.on("close", () => resolve());
     socket.on("data", (chunk: Buffer) => {
       try {
