@@ -27,15 +27,16 @@ const folder = mkdtempSync(join(tmpdir(), "precopy-example-"));
 async function makeHost(name) {
   const workloads = new WorkloadCatalogue();
   workloads.add("counter", fileURLToPath(new URL("./counter.js", import.meta.url)));
-  const vcpus = new VcpuThreads();
+  const vcpus = new VcpuThreads(1); // one waits for the next guest
   const channels = new ChannelThreads();
-  await Promise.all([vcpus.prepare(1), channels.prepare(2)]);
+  await Promise.all([vcpus.refill(), channels.prepare(2)]);
   const guests = {
     segments: new SegmentPool(),
     threads: vcpus,
     memory: new MemoryService(),
     workloads,
     dirtyLog: whyNoMmuDirtyLog() === undefined ? "mmu" : "barrier",
+    onGuestFailure: (id, error) => console.error(`${id}: ${error.message}`),
     openDevice: () => Promise.reject(new Error("this guest has no devices")),
   };
   const registry = new GuestRegistry(new Journal(join(folder, name)), undefined);

@@ -21,7 +21,12 @@ const parts = [
 let isFailed = false;
 for (const [at, { name, files, concurrency }] of parts.entries()) {
   console.log(`# ${name}: ${files.length} files`);
-  const coverage = ["--clean=" + (at === 0), "--include=packages/*/dist/**", "--exclude=**/*.test.js", `--reporter=${at === parts.length - 1 ? "text-summary" : "none"}`];
+  const coverage = [
+    "--clean=" + (at === 0),
+    "--include=packages/*/dist/**",
+    "--exclude=**/*.test.js",
+    `--reporter=${at === parts.length - 1 ? "text-summary" : "none"}`,
+  ];
   const test = [process.execPath, "--test", `--test-concurrency=${concurrency}`, "--test-reporter=spec", "--test-timeout=180000", ...files];
   const { status } = spawnSync("npx", ["c8", ...coverage, ...test], { cwd: root, stdio: "inherit" });
   isFailed ||= status !== 0;

@@ -10,7 +10,18 @@ import { environment, keepResult } from "./report.js";
 // `node bench/dist/back-and-forth.js [COUNT]`: one guest, two agents, COUNT migrations (default 200) under load, with client, digest and
 // audit; what the agents hold afterwards. An agent is looked at while it has no guest: after even counts b, after odd counts a.
 const count = Number(process.argv[2] ?? 200);
-const GUEST = ["--workload", "ledger,random-writer", "--memory", "256MiB", "--fill", "64MiB", "--working-set", "16MiB", "--dirty-rate", "10k"];
+const GUEST = [
+  "--workload",
+  "ledger,random-writer",
+  "--memory",
+  "256MiB",
+  "--fill",
+  "64MiB",
+  "--working-set",
+  "16MiB",
+  "--dirty-rate",
+  "10k",
+];
 const folder = mkdtempSync(join(tmpdir(), "precopy-back-and-forth-"));
 const children: JsonChild[] = [];
 const start = (name: string, ...args: string[]): JsonChild => {
@@ -27,14 +38,32 @@ interface Footprint {
 function footprint(child: JsonChild): Footprint {
   const status = readFileSync(`/proc/${child.pid}/status`, "utf8");
   const field = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)?.[1]);
-  return { residentMiB: Math.round(field("VmRSS") / 1024), threads: field("Threads"), descriptors: readdirSync(`/proc/${child.pid}/fd`).length };
+  return {
+    residentMiB: Math.round(field("VmRSS") / 1024),
+    threads: field("Threads"),
+    descriptors: readdirSync(`/proc/${child.pid}/fd`).length,
+  };
 }
 
 try {
   const network = start("switch", "switch", "--listen", "127.0.0.1:0");
   const { listen } = await network.expect("listening");
   const agent = (role: string, name: string, ...rest: string[]): JsonChild =>
-    start(name, role, "--listen", "127.0.0.1:0", "--name", name, "--socket", join(folder, `${name}.sock`), "--state-dir", join(folder, name), "--switch", String(listen), ...rest);
+    start(
+      name,
+      role,
+      "--listen",
+      "127.0.0.1:0",
+      "--name",
+      name,
+      "--socket",
+      join(folder, `${name}.sock`),
+      "--state-dir",
+      join(folder, name),
+      "--switch",
+      String(listen),
+      ...rest,
+    );
   const b = agent("target", "b");
   const listenB = String((await b.expect("listening"))["listen"]);
   const startB = footprint(b);
@@ -64,7 +93,15 @@ try {
   client.write("finish");
   const report = await client.expect("report");
   const { issued, acknowledged, lost, doubled, staleEpochAnswers, isVerified } = report;
-  const result = { command: `node bench/dist/back-and-forth.js ${count}`, migrations: count, unproven, client: { issued, acknowledged, lost, doubled, staleEpochAnswers, isVerified }, downtimeMs: spreadOf(downtimes), footprints, environment: environment() };
+  const result = {
+    command: `node bench/dist/back-and-forth.js ${count}`,
+    migrations: count,
+    unproven,
+    client: { issued, acknowledged, lost, doubled, staleEpochAnswers, isVerified },
+    downtimeMs: spreadOf(downtimes),
+    footprints,
+    environment: environment(),
+  };
   console.log(JSON.stringify(result, null, 2));
   keepResult("back-and-forth", result);
   process.exitCode = unproven === 0 && isVerified === true ? 0 : 1;

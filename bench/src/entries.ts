@@ -1,4 +1,13 @@
-import { Bitmap, BarrierDirtyLog, GuestMemory, MemoryAccess, MmuDirtyLog, SegmentPool, allocateBarrier, whyNoMmuDirtyLog } from "@precopy/guest";
+import {
+  Bitmap,
+  BarrierDirtyLog,
+  GuestMemory,
+  MemoryAccess,
+  MmuDirtyLog,
+  SegmentPool,
+  allocateBarrier,
+  whyNoMmuDirtyLog,
+} from "@precopy/guest";
 import type { DirtyLog } from "@precopy/guest";
 import { PAGE_BYTES } from "@precopy/protocol";
 import { defineBench } from "./define-bench.js";
@@ -7,7 +16,8 @@ import { oneMigration } from "./migrations.js";
 
 const GIB = 2 ** 30;
 const LOADED = { memory: "8GiB", fill: "1GiB", "dirty-rate": "25k", "working-set": "64MiB" };
-const args = (workload: Readonly<Record<string, string | number>>): string[] => Object.entries(workload).flatMap(([key, value]) => [`--${key}`, String(value)]);
+const args = (workload: Readonly<Record<string, string | number>>): string[] =>
+  Object.entries(workload).flatMap(([key, value]) => [`--${key}`, String(value)]);
 
 function downtime(name: string, extra: Record<string, string>, median: number): Bench {
   const workload = { ...LOADED, ...extra };
@@ -47,7 +57,16 @@ function collect(makeLog: (memory: GuestMemory) => { log: DirtyLog; access: Memo
   };
 }
 const collection = (name: string, run: () => Promise<number>): Bench =>
-  defineBench({ name, unit: "ms", better: "lower", workload: { memory: "1GiB", dirtyPages: collectPages }, runs: 10, promise: undefined, warmBytes: 2 * GIB, run });
+  defineBench({
+    name,
+    unit: "ms",
+    better: "lower",
+    workload: { memory: "1GiB", dirtyPages: collectPages },
+    runs: 10,
+    promise: undefined,
+    warmBytes: 2 * GIB,
+    run,
+  });
 
 export const entries: readonly Bench[] = [
   ...(whyNoMmuDirtyLog() === undefined

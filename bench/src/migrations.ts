@@ -28,7 +28,10 @@ export async function demo(args: readonly string[]): Promise<MigrationReport[]> 
 }
 
 /** The figure of one pre-copy in a fresh demo. */
-export async function oneMigration(args: readonly string[], figure: (report: MigrationReport) => number | null | undefined): Promise<number> {
+export async function oneMigration(
+  args: readonly string[],
+  figure: (report: MigrationReport) => number | null | undefined,
+): Promise<number> {
   const [report] = await demo(["--modes", "precopy", ...args]);
   const value = report === undefined ? undefined : figure(report);
   if (typeof value !== "number") throw new Error("The report has no such figure");

@@ -18,6 +18,15 @@ for (const { name, unit, better, workload, runs, promise, warmBytes, run } of en
   isBroken ||= !isKept;
   const verdict = promise === undefined ? "" : ` promise ${promise.median}: ${isKept ? "kept" : "BROKEN"}`;
   console.log(`${name}: median ${spread.median} ${unit} (${spread.min} to ${spread.max}, ${runs} runs)${verdict}`);
-  keepResult(name, { command: `npm run bench -- ${name}`, name, unit, workload, ...spread, runs: values, promise: promise?.median ?? null, environment: environment() });
+  keepResult(name, {
+    command: `npm run bench -- ${name}`,
+    name,
+    unit,
+    workload,
+    ...spread,
+    runs: values,
+    promise: promise?.median ?? null,
+    environment: environment(),
+  });
 }
 process.exitCode = isBroken ? 1 : 0;

@@ -14,14 +14,37 @@ describe("bad input gets one clear line, a remedy and an exit code of its own", 
     { title: "an unknown command", args: ["migrat", "localhost:1"], code: 2, says: /migrat/ },
     { title: "a size of 8GBB", args: ["source", "--workload", "idle", "--memory", "8GBB"], code: 2, says: /--memory.*8GBB.*8GiB/ },
     { title: "a port above 65535", args: ["migrate", "localhost:70000"], code: 2, says: /70000/ },
-    { title: "a target beyond loopback without --insecure", args: ["target", "--listen", "0.0.0.0:0"], code: 2, says: /ERR_INSECURE_LISTEN.*--insecure/ },
-    { title: "an unreachable target", args: ["source", "--workload", "idle", "--listen", "127.0.0.1:0", "--migrate-to", "127.0.0.1:1"], code: 3, says: /ERR_UNREACHABLE.*127\.0\.0\.1:1/ },
-    { title: "an unknown workload", args: ["source", "--workload", "nope", "--listen", "127.0.0.1:0", "--memory", "16MiB"], code: 5, says: /ERR_WORKLOAD_UNKNOWN.*nope.*ledger/ },
-    { title: "an agent that is not there", args: ["status", "--socket", "/nowhere/x.sock"], code: 3, says: /ERR_NO_AGENT.*\/nowhere\/x\.sock/ },
+    {
+      title: "a target beyond loopback without --insecure",
+      args: ["target", "--listen", "0.0.0.0:0"],
+      code: 2,
+      says: /ERR_INSECURE_LISTEN.*--insecure/,
+    },
+    {
+      title: "an unreachable target",
+      args: ["source", "--workload", "idle", "--listen", "127.0.0.1:0", "--migrate-to", "127.0.0.1:1"],
+      code: 3,
+      says: /ERR_UNREACHABLE.*127\.0\.0\.1:1/,
+    },
+    {
+      title: "an unknown workload",
+      args: ["source", "--workload", "nope", "--listen", "127.0.0.1:0", "--memory", "16MiB"],
+      code: 5,
+      says: /ERR_WORKLOAD_UNKNOWN.*nope.*ledger/,
+    },
+    {
+      title: "an agent that is not there",
+      args: ["status", "--socket", "/nowhere/x.sock"],
+      code: 3,
+      says: /ERR_NO_AGENT.*\/nowhere\/x\.sock/,
+    },
   ] as const;
   for (const { title, args, code, says } of cases)
     it(title, async () => {
-      const outcome = await precopy([...args, ...(args[0] === "source" || args[0] === "target" ? ["--socket", `/tmp/precopy-bad-${process.pid}.sock`] : [])]);
+      const outcome = await precopy([
+        ...args,
+        ...(args[0] === "source" || args[0] === "target" ? ["--socket", `/tmp/precopy-bad-${process.pid}.sock`] : []),
+      ]);
       assert.equal(outcome.code, code, outcome.stderr);
       oneLine(outcome.stderr);
       assert.match(outcome.stderr, says);
@@ -32,7 +55,17 @@ describe("bad input gets one clear line, a remedy and an exit code of its own", 
     other.listen(0, "127.0.0.1");
     await once(other, "listening");
     const outcome = await precopy([
-      ...["source", "--workload", "idle", "--memory", "16MiB", "--listen", "127.0.0.1:0", "--socket", `/tmp/precopy-bad-${process.pid}.sock`],
+      ...[
+        "source",
+        "--workload",
+        "idle",
+        "--memory",
+        "16MiB",
+        "--listen",
+        "127.0.0.1:0",
+        "--socket",
+        `/tmp/precopy-bad-${process.pid}.sock`,
+      ],
       ...["--migrate-to", `127.0.0.1:${(other.address() as AddressInfo).port}`],
     ]);
     other.close();

@@ -30,7 +30,10 @@ for (const log of ["auto", "barrier"])
   it(`demo fails if the ${log} dirty log loses one page in 10,000`, async () => {
     // Long enough for some 40,000 pages to be collected, over a working set that rewrites few of the lost ones.
     const guest = ["--memory", "384MiB", "--fill", "256MiB", "--dirty-rate", "15k", "--working-set", "256MiB"];
-    const { code, stderr } = await precopy(["demo", ...guest, "--max-bandwidth", "1Gbit", "--modes", "precopy", "--repeats", "2", "--dirty-log", log], { env: { PRECOPY_FORGET_DIRTY: "10000" } });
+    const { code, stderr } = await precopy(
+      ["demo", ...guest, "--max-bandwidth", "1Gbit", "--modes", "precopy", "--repeats", "2", "--dirty-log", log],
+      { env: { PRECOPY_FORGET_DIRTY: "10000" } },
+    );
     assert.equal(code, 11, stderr);
     // The audit finds it after the move; if the lost write fell between hash and send, the digest does, before COMMIT.
     assert.match(stderr, /ERR_VERIFICATION: the dirty log lost \d+ of \d+ pages|ERR_DIGEST_MISMATCH/);

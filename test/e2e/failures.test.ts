@@ -19,10 +19,34 @@ afterEach(async () => {
 
 /** Before COMMIT: how to bring a migration into each phase and keep it there. */
 const phases = [
-  { phase: "setup", sourceHold: "source.setup:4000", targetHold: undefined, args: [], until: (child: JsonChild) => untilPhase(child, "setup") },
-  { phase: "active", sourceHold: undefined, targetHold: undefined, args: ["--max-bandwidth", "60Mbit"], until: (child: JsonChild) => untilPhase(child, "active") },
-  { phase: "device", sourceHold: "source.device:300", targetHold: undefined, args: [], until: (child: JsonChild) => untilPhase(child, "device") },
-  { phase: "prepared", sourceHold: undefined, targetHold: "target.prepared:900", args: [], until: (child: JsonChild) => untilPhase(child, "device") },
+  {
+    phase: "setup",
+    sourceHold: "source.setup:4000",
+    targetHold: undefined,
+    args: [],
+    until: (child: JsonChild) => untilPhase(child, "setup"),
+  },
+  {
+    phase: "active",
+    sourceHold: undefined,
+    targetHold: undefined,
+    args: ["--max-bandwidth", "60Mbit"],
+    until: (child: JsonChild) => untilPhase(child, "active"),
+  },
+  {
+    phase: "device",
+    sourceHold: "source.device:300",
+    targetHold: undefined,
+    args: [],
+    until: (child: JsonChild) => untilPhase(child, "device"),
+  },
+  {
+    phase: "prepared",
+    sourceHold: undefined,
+    targetHold: "target.prepared:900",
+    args: [],
+    until: (child: JsonChild) => untilPhase(child, "device"),
+  },
 ] as const;
 
 async function start({ sourceHold, targetHold }: (typeof phases)[number]): Promise<[AgentHandle, AgentHandle, JsonChild]> {

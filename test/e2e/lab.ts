@@ -14,7 +14,10 @@ export interface Outcome {
 }
 
 /** Runs one command to its end. */
-export function precopy(args: readonly string[], { signalAfterMs, env = {} }: { signalAfterMs?: number; env?: Record<string, string> } = {}): Promise<Outcome> {
+export function precopy(
+  args: readonly string[],
+  { signalAfterMs, env = {} }: { signalAfterMs?: number; env?: Record<string, string> } = {},
+): Promise<Outcome> {
   return new Promise((resolve) => {
     const child = spawn(process.execPath, [PRECOPY, ...args], { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, ...env } });
     const outcome = { code: null as number | null, stdout: "", stderr: "" };
@@ -69,7 +72,20 @@ export class Lab {
 
   /** A guest of `memory` whose first vCPU answers the client, at a source agent. */
   source(name: string, args: readonly string[] = [], hold?: string): Promise<AgentHandle> {
-    const guest = ["--guest", "g", "--workload", "ledger,random-writer", "--memory", "96MiB", "--fill", "32MiB", "--working-set", "4MiB", "--dirty-rate", "2000"];
+    const guest = [
+      "--guest",
+      "g",
+      "--workload",
+      "ledger,random-writer",
+      "--memory",
+      "96MiB",
+      "--fill",
+      "32MiB",
+      "--working-set",
+      "4MiB",
+      "--dirty-rate",
+      "2000",
+    ];
     return this.agent("source", name, [...guest, ...args], hold);
   }
 

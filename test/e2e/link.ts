@@ -57,7 +57,8 @@ export class Link {
     this.#isSilent = false;
     for (const pair of this.#pairs) {
       const isBroken = pair.some((socket) => socket.destroyed);
-      for (const socket of pair) if (isBroken) socket.destroy();
+      for (const socket of pair)
+        if (isBroken) socket.destroy();
         else socket.resume();
     }
   }

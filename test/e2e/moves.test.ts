@@ -40,7 +40,9 @@ for (const { title, args } of ways)
     });
 
     it("stop-and-copy with lz4 and four channels arrives as well", async () => {
-      const report = await moved(lab.migrate(agents[1], agents[0].listen, ["--mode", "stop-and-copy", "--multifd-compression", "lz4", "--multifd-channels", "4"]));
+      const report = await moved(
+        lab.migrate(agents[1], agents[0].listen, ["--mode", "stop-and-copy", "--multifd-compression", "lz4", "--multifd-channels", "4"]),
+      );
       assert.equal(report["digest-equal"], true);
       assert.equal((report["iterations"] as unknown[]).length, 1);
     });

@@ -24,9 +24,12 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
       status: () => agent.status(),
       cancel: () => agent.cancel(),
     });
-    if (options.isJson) printJson(run, { type: "listening", listen: formatAddress(agent.address), socket: options.socket, pid: process.pid });
+    if (options.isJson)
+      printJson(run, { type: "listening", listen: formatAddress(agent.address), socket: options.socket, pid: process.pid });
     else run.output.write(`precopy listens on ${formatAddress(agent.address)}; commands: ${options.socket}\n`);
-    return await body(agent);
+    const code = await body(agent);
+    await commands.close();
+    return (await agent.close()) ? exitCodeOf("ERR_IN_DOUBT") : code; // a guest in doubt is nobody's to forget
   } finally {
     await commands?.close();
     await agent.close();
@@ -35,14 +38,11 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
 
 /** `precopy target`. Resolves with the exit code when the user wants an end. */
 export function runTarget(options: TargetOptions, run: RunContext): Promise<number> {
-  return withAgent(options, run, async (agent) => {
+  return withAgent(options, run, async () => {
     await untilStopped(run.signal);
-    return endOf(agent, 0);
+    return 0;
   });
 }
-
-/** A guest in doubt is nobody's to forget. */
-const endOf = (agent: Agent, code: number): number => (agent.isInDoubt ? exitCodeOf("ERR_IN_DOUBT") : code);
 
 /**
  * `precopy source`. With --migrate-to it ends when the guest has left; if that fails the guest runs on here until the user wants an end,
@@ -56,7 +56,7 @@ export async function runSource(options: SourceOptions, run: RunContext): Promis
     else run.output.write(`guest ${options.guest} runs\n`);
     const code = options.migrateTo === undefined ? undefined : await migrateAway(agent, options, run);
     if (code !== 0) await untilStopped(run.signal);
-    return endOf(agent, code ?? 0);
+    return code ?? 0;
   });
 }
 
@@ -79,7 +79,8 @@ async function migrateAway(agent: Agent, options: SourceOptions, run: RunContext
   if (report !== undefined && options.report !== undefined) writeReport(options.report, report);
   if (outcome !== undefined) {
     process.stderr.write(`${formatError(outcome)}\n`);
-    if (agent.guestId !== undefined && !run.signal.aborted) process.stderr.write(`precopy: guest ${agent.guestId} runs on here; Ctrl-C ends it\n`);
+    if (agent.guestId !== undefined && !run.signal.aborted)
+      process.stderr.write(`precopy: guest ${agent.guestId} runs on here; Ctrl-C ends it\n`);
     return exitCodeOf(outcome.code);
   }
   if (report !== undefined && !options.isJson) run.output.write(`${renderReport(report, isColoured(run))}\n`);

@@ -62,14 +62,17 @@ export class Agent {
   /** Starts threads, then listens. @throws {MigrationError} ERR_INSECURE_LISTEN, ERR_PORT_IN_USE, ERR_DIRTY_LOG_UNAVAILABLE, ERR_PARAMETER */
   static async start(options: AgentOptions, log: Logger): Promise<Agent> {
     if (!isLoopback(options.listen.host) && !options.isInsecure)
-      throw new MigrationError("ERR_INSECURE_LISTEN", `${options.listen.host} is not a loopback address, and peers are not authenticated yet`);
+      throw new MigrationError(
+        "ERR_INSECURE_LISTEN",
+        `${options.listen.host} is not a loopback address, and peers are not authenticated yet`,
+      );
     const workloads = new WorkloadCatalogue();
     if (options.workloads.directory !== undefined) workloads.addDirectory(options.workloads.directory);
     for (const { name, file } of options.workloads.files) workloads.add(name, file);
     const dirtyLog = chooseDirtyLog(options.dirtyLog, log);
     const forgetEvery = Number(process.env["PRECOPY_FORGET_DIRTY"] ?? 0);
     if (forgetEvery > 0) log.warn({ forgetEvery }, "PRECOPY_FORGET_DIRTY is set: the dirty log loses pages on purpose");
-    const threads = new VcpuThreads();
+    const threads = new VcpuThreads(READY_VCPUS);
     const channelThreads = new ChannelThreads();
     const host: GuestHost = {
       segments: new SegmentPool(),
@@ -77,6 +80,7 @@ export class Agent {
       memory: new MemoryService(forgetEvery),
       workloads,
       dirtyLog,
+      onGuestFailure: (guest, error) => log.error({ guest, err: error, code: error.code, remedy: error.remedy }, "the guest failed"),
       openDevice: async (device, guestId, access, wakeGuest) => {
         if (options.switchAddress === undefined)
           throw new MigrationError("ERR_DEVICE_UNAVAILABLE", `Guest ${guestId} has a network card, and this agent no --switch`);
@@ -86,7 +90,7 @@ export class Agent {
     };
     const agent = new Agent(options, host, channelThreads, log);
     try {
-      await Promise.all([threads.prepare(READY_VCPUS), channelThreads.prepare(READY_CHANNELS)]);
+      await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
       agent.#port = await AgentPort.listen(
         options.listen,
         {
@@ -114,7 +118,6 @@ export class Agent {
     const reservation = this.#registry.reserve(id, options.memoryBytes, undefined);
     try {
       const guest = await Guest.create(manifest, this.#host);
-      guest.onFailure = (error) => this.#log.error({ err: error, code: error.code, remedy: error.remedy }, "the guest failed");
       try {
         await guest.boot();
         await guest.run(reservation.epoch, false);
@@ -156,42 +159,45 @@ export class Agent {
     else await this.#source.cancel();
   }
 
-  get isInDoubt(): boolean {
-    return this.#source.isInDoubt;
-  }
-
   status(): AgentStatus {
     const { guest } = this.#registry;
+    const { incoming } = this.#target;
+    const shown = guest ?? incoming?.guest;
     return {
       agent: { name: this.#options.name, listen: formatAddress(this.address), pid: process.pid, release: RELEASE },
       guest:
-        guest === undefined
+        shown === undefined
           ? null
           : {
-              id: guest.manifest.id,
-              epoch: guest.epoch,
-              "memory-bytes": guest.manifest.memoryBytes,
-              vcpus: guest.manifest.vcpus.length,
-              phase: this.#source.isInDoubt ? "in-doubt" : this.#source.isMigrating ? "migrating" : "running",
-              "dirty-log": guest.dirtyLog,
+              id: shown.manifest.id,
+              epoch: guest?.epoch ?? incoming?.state.epoch ?? 0,
+              "memory-bytes": shown.manifest.memoryBytes,
+              vcpus: shown.manifest.vcpus.length,
+              phase: guest === undefined ? (incoming?.state.phase ?? "") : this.#phaseOfOwn(),
+              "dirty-log": shown.dirtyLog,
             },
       "query-migrate": this.#source.query(),
       verdict: this.#source.report?.verdict ?? null,
     };
   }
 
-  /** Cancels what may be cancelled, ends the guest, and lets go of everything. */
-  async close(): Promise<void> {
-    if (this.#isClosed) return;
+  #phaseOfOwn(): string {
+    if (this.#source.isInDoubt) return "in-doubt";
+    if (this.#registry.guest?.failure !== undefined) return "failed";
+    return this.#source.isMigrating ? "migrating" : "running";
+  }
+
+  /** Cancels what may be cancelled, ends the guest, and lets go of everything. True if a guest was left in doubt. */
+  async close(): Promise<boolean> {
+    if (this.#isClosed) return false;
     this.#isClosed = true;
-    if (this.#source.isMigrating && !this.#source.isInDoubt)
-      await this.#source.cancel().catch((error: unknown) => this.#log.debug({ err: error }, "too late to cancel"));
+    const isLeftInDoubt = await this.#source.close();
     await this.#target.close();
     await this.#port?.close();
-    // A guest in doubt has no owner here: its memory goes with the process, and nobody resumes it.
-    if (!this.#source.isInDoubt) await this.#registry.guest?.destroy();
+    await this.#registry.guest?.destroy();
     this.#registry.journal.close();
     await Promise.all([this.#host.threads.end(), this.#channelThreads.end(), this.#host.memory.end()]);
+    return isLeftInDoubt;
   }
 
   #publish(event: ProgressEvent): void {

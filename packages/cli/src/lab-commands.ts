@@ -41,7 +41,8 @@ export async function runClient(options: ClientOptions, run: RunContext): Promis
         `${report.issued} requests, ${report.acknowledged} acknowledged, ${report.lost} lost, ${report.doubled} applied twice, ` +
           `${report.staleEpochAnswers} from an older owner; longest gap ${report.longestGapMs.toFixed(1)} ms\n`,
       );
-    if (!report.isVerified) throw new MigrationError("ERR_VERIFICATION", `${report.lost} lost, ${report.doubled} applied twice, ${report.unanswered} unanswered`);
+    if (!report.isVerified)
+      throw new MigrationError("ERR_VERIFICATION", `${report.lost} lost, ${report.doubled} applied twice, ${report.unanswered} unanswered`);
   } finally {
     client.close();
   }
@@ -101,7 +102,10 @@ export async function runDemoCommand(options: DemoOptions, run: RunContext): Pro
   const unproven = reports.find((report) => report["digest-equal"] === false);
   if (unproven !== undefined) throw new MigrationError("ERR_VERIFICATION", unproven.verdict);
   if (!client.isVerified)
-    throw new MigrationError("ERR_VERIFICATION", `The client found ${client.lost} lost, ${client.doubled} applied twice, ${client.unanswered} unanswered`);
+    throw new MigrationError(
+      "ERR_VERIFICATION",
+      `The client found ${client.lost} lost, ${client.doubled} applied twice, ${client.unanswered} unanswered`,
+    );
 }
 
 function guestArguments(options: DemoOptions): string[] {

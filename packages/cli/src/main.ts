@@ -50,7 +50,8 @@ try {
     demo: (options) => runDemoCommand(options, run),
   }).parseAsync();
 } catch (thrown) {
-  if (thrown instanceof CommanderError) process.exitCode = thrown.exitCode; // it has said why
+  if (thrown instanceof CommanderError)
+    process.exitCode = thrown.exitCode; // it has said why
   else fail(thrown);
 }
 watch();

@@ -83,6 +83,7 @@ const round: RoundProgress = {
   bandwidthBytesPerSecond: 1.25e9,
   dirtyPagesPerSecond: undefined,
   expectedDowntimeMs: undefined,
+  remainingPages: 1000,
   decision: "next round: expected downtime 431 ms is above the limit of 300 ms",
 };
 /** As large as figures get: 16 TiB in one round over 999 Gbit/s. */

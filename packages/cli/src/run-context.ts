@@ -15,7 +15,8 @@ export interface RunContext {
 
 export const isColoured = ({ output, environment }: RunContext): boolean => mayColour(output, environment["NO_COLOR"]);
 
-export const makeRenderer = (run: RunContext, isJson: boolean): Renderer => new Renderer(rendererKind(run.output, isJson), run.output, isColoured(run));
+export const makeRenderer = (run: RunContext, isJson: boolean): Renderer =>
+  new Renderer(rendererKind(run.output, isJson), run.output, isColoured(run));
 
 /** Resolves when the user wants an end. */
 export const untilStopped = (signal: AbortSignal): Promise<void> =>

@@ -1,4 +1,3 @@
-import { PAGE_BYTES } from "@precopy/protocol";
 import type { RoundStats } from "./round-stats.js";
 
 /** Measured parts of a pause that do not depend on how much is left to send, ms. */
@@ -17,5 +16,5 @@ export interface FixedParts {
 export function expectedDowntimeMs(remainingPages: number, stats: RoundStats, parts: FixedParts): number {
   // A short round's fixed part is its own thread hand-offs and acknowledgement; before one was seen the round trip stands for it.
   const flushMs = stats.fixedMs ?? parts.roundTripMs;
-  return parts.pauseMs + parts.collectMs + stats.transferMs(remainingPages * PAGE_BYTES) + flushMs + 2 * parts.roundTripMs + parts.resumeMs;
+  return parts.pauseMs + parts.collectMs + stats.pagesMs(remainingPages) + flushMs + 2 * parts.roundTripMs + parts.resumeMs;
 }

@@ -33,7 +33,7 @@ export class FakePorts implements MigrationPorts {
   during: (call: Call, nth: number) => Promise<void> | void = () => {};
   answer: "active" | "refused" = "active";
   /** Called by `commit` with the engine's onDoubt before it waits. */
-  onCommit: (elapsedMs: number, onDoubt: () => void) => void = () => {};
+  onCommit: (onDoubt: () => void) => void = () => {};
   onRoundDone: (round: RoundProgress) => void = () => {};
   readonly #counts = new Map<Call, number>();
   #finds = 0;
@@ -97,9 +97,10 @@ export class FakePorts implements MigrationPorts {
     },
     decideCommit: () => {
       this.calls.push("decideCommit");
+      void this.during("decideCommit", 1); // it can only throw: nothing here waits
     },
-    commit: async (elapsedMs, onDoubt) => {
-      this.onCommit(elapsedMs, onDoubt);
+    commit: async (onDoubt) => {
+      this.onCommit(onDoubt);
       await this.#call("commit");
       return this.answer;
     },

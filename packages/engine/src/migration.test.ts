@@ -97,14 +97,6 @@ describe("a migration that nothing disturbs", () => {
     assert.equal(result.expectedDowntimeMs, ports.rounds.at(-1)?.expectedDowntimeMs);
   });
 
-  it("tells the target with COMMIT how long the guest has been standing still", async () => {
-    const ports = busyPorts();
-    const elapsed: number[] = [];
-    ports.onCommit = (elapsedMs) => elapsed.push(elapsedMs);
-    await migrationWith(ports).run();
-    assert.deepEqual(elapsed, [2 + 1 + 3 + 5]);
-  });
-
   it("reports the last round after the others, with the guest paused", async () => {
     const ports = busyPorts();
     await migrationWith(ports).run();
@@ -292,6 +284,20 @@ describe("a migration that is hit", () => {
   });
 });
 
+describe("a decision that cannot be written down", () => {
+  it("is none: the migration ends as failed, COMMIT never leaves, and the guest is still the source's", async () => {
+    const ports = busyPorts();
+    const full = new MigrationError("ERR_INTERNAL", "ENOSPC");
+    ports.during = (call) => {
+      if (call === "decideCommit") throw full;
+    };
+    const migration = migrationWith(ports);
+    assert.equal(await failureOf(migration.run()), full);
+    assert.deepEqual(migration.state, { phase: "failed", cause: full });
+    assert.ok(!ports.calls.includes("commit"));
+  });
+});
+
 describe("after COMMIT", () => {
   async function inCommit(): Promise<{
     ports: FakePorts;
@@ -303,7 +309,7 @@ describe("after COMMIT", () => {
     const ports = busyPorts();
     const hold = new Hold(ports, "commit");
     let doubt = (): void => {};
-    ports.onCommit = (_, onDoubt) => {
+    ports.onCommit = (onDoubt) => {
       doubt = onDoubt;
     };
     const migration = migrationWith(ports);
@@ -313,7 +319,7 @@ describe("after COMMIT", () => {
     return { ports, migration, hold, running, doubt };
   }
 
-  it("the decision is journalled in phase committing, before COMMIT leaves", async () => {
+  it("the decision is journalled before COMMIT leaves, and once it is the phase is committing", async () => {
     const { ports, migration, hold, running } = await inCommit();
     assert.equal(migration.state.phase, "committing");
     assert.deepEqual(ports.calls.slice(-2), ["decideCommit", "commit"]);

@@ -93,10 +93,7 @@ export class Migration {
     const { epoch, acceptedAtMs } = this.#plan;
     const { prepared, setupMs, expectedDowntimeMs } = await this.#reachPrepared();
     const { pausedAtMs } = prepared;
-    handover.decideCommit();
-    const answer = await handover.commit(clock() - pausedAtMs, () =>
-      this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })),
-    );
+    const answer = await handover.commit(() => this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })));
     const answeredAt = clock();
     if (answer === "refused") {
       this.#enter(enterSource(this.#state, { phase: "taken-back", epoch: epoch + 1 }));
@@ -138,10 +135,12 @@ export class Migration {
         bandwidthBytesPerSecond: undefined,
         dirtyPagesPerSecond: undefined,
         expectedDowntimeMs: live?.expectedDowntimeMs,
+        remainingPages: 0,
         decision: "last round: guest paused",
       });
       // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.
       if (this.#isBroken) await this.#unlessBroken(this.#broken);
+      this.#ports.handover.decideCommit(); // what cannot be written down is not decided, and the guest is still ours
       this.#enter(enterSource(this.#state, { phase: "committing", epoch, pausedAtMs: prepared.pausedAtMs }));
       return { prepared, setupMs: live?.setupMs ?? pausedAtMs - acceptedAtMs, expectedDowntimeMs: live?.expectedDowntimeMs };
     } catch (thrown) {

@@ -28,7 +28,7 @@ export interface DirtyPort {
 /** The page channels. A round's bitmap is theirs until its promise settles. */
 export interface LinkPort {
   sendRound(round: number, pages: Bitmap): Promise<RoundTransfer>;
-  /** Without any bandwidth limit. Resolves when everything is written. */
+  /** Without any bandwidth limit. Resolves when the system has taken every byte; PREPARED tells that they arrived. */
   sendLast(round: number, pages: Bitmap): Promise<LastTransfer>;
   /** Shortest control round trip seen, ms. */
   roundTripMs(): number;
@@ -50,13 +50,13 @@ export interface FinalState {
 export interface HandoverPort {
   /** Sends the state; resolves at PREPARED, with the digest compared. */
   prepare(state: FinalState): Promise<void>;
-  /** Journals the decision. From the moment this is called only the target's answer decides. */
+  /** Journals the decision; if that throws there is none. Once it returns only the target's answer decides. */
   decideCommit(): void;
   /**
    * Sends COMMIT and asks until the target has answered, however long that takes. Calls `onDoubt` once if no answer came in time or the
    * link is gone. Resolves with the answer: it runs there, or it never will.
    */
-  commit(elapsedMs: number, onDoubt: () => void): Promise<"active" | "refused">;
+  commit(onDoubt: () => void): Promise<"active" | "refused">;
 }
 
 /** Ends every port at once, so that whatever is pending on them rejects soon; tells the target why. Before COMMIT only. */

@@ -82,6 +82,7 @@ describe("preCopy", () => {
         bandwidthBytesPerSecond: bandwidth,
         dirtyPagesPerSecond: undefined, // what the guest held is not what it dirtied
         expectedDowntimeMs: undefined,
+        remainingPages: 20,
         decision: "next round",
       },
     );

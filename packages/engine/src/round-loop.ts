@@ -1,5 +1,5 @@
 import { Bitmap } from "@precopy/guest";
-import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
+import { MigrationError } from "@precopy/protocol";
 import type { RoundProgress } from "@precopy/protocol";
 import { expectedDowntimeMs } from "./estimate.js";
 import type { FixedParts } from "./estimate.js";
@@ -76,6 +76,7 @@ export async function preCopy(
       bandwidthBytesPerSecond: stats.bandwidthBytesPerSecond,
       dirtyPagesPerSecond: round === 1 ? undefined : lastRate,
       expectedDowntimeMs: expected,
+      remainingPages,
       decision: describe(decision),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
@@ -86,7 +87,7 @@ export async function preCopy(
 const describe = ({ action, reason }: Decision): string => `${action}: ${reason}`;
 
 function outlook(remainingPages: number, dirtyPagesPerSecond: number, stats: RoundStats, parts: FixedParts): RoundOutlook {
-  const nextRoundMs = stats.transferMs(remainingPages * PAGE_BYTES) + parts.collectMs + (stats.fixedMs ?? parts.roundTripMs);
+  const nextRoundMs = stats.pagesMs(remainingPages) + parts.collectMs + (stats.fixedMs ?? parts.roundTripMs);
   const nextPages = Math.min((dirtyPagesPerSecond * nextRoundMs) / 1000, remainingPages);
   return {
     remainingPages,

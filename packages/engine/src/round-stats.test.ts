@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS } from "@precopy/protocol";
+import { BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS, PAGE_BYTES } from "@precopy/protocol";
 import { RoundStats } from "./round-stats.js";
 
 function after(...rounds: readonly (readonly [bytes: number, ms: number])[]): RoundStats {
@@ -44,6 +44,26 @@ describe("RoundStats", () => {
     assert.equal(after([100_000_000, 100], [2_000_000, 5]).fixedMs, 3);
     assert.equal(after([100_000_000, 100], [10_000_000, 5]).fixedMs, 0);
     assert.equal(after([2_000_000, 5]).fixedMs, 5, "while the bandwidth is unknown all of it is fixed");
+  });
+
+  const round = (stats: RoundStats, normalPages: number, zeroPages: number, bytes: number, ms: number): void =>
+    stats.add({ normalPages, zeroPages, bytes, ms });
+
+  it("learns nothing of the link from a round that mostly found zeros: its time went into looking", () => {
+    const stats = after([100_000_000, 100]);
+    round(stats, 0, 2 ** 20, 100_000, 1000); // 4 GiB of zeros
+    assert.deepEqual([bandwidth(stats), stats.fixedMs], [1_000_000_000, undefined]);
+    round(stats, 25_000, 1000, 100_000_000, 1000); // some zeros do no harm
+    assert.equal(bandwidth(stats), 100_000_000);
+  });
+
+  it("forecasts pages at the ratio to which the last ones were compressed, and at full size before any was sent", () => {
+    const stats = after([100_000_000, 100]);
+    assert.equal(stats.pagesMs(1000), (1000 * PAGE_BYTES) / 1e6);
+    round(stats, 50_000, 0, 100_000_000, 100); // 2,000 B a page
+    assert.equal(stats.pagesMs(1000), (1000 * 2000) / 1e6);
+    round(stats, 0, 1, 60, 1); // no page with data: the ratio stays
+    assert.equal(stats.pagesMs(1000), (1000 * 2000) / 1e6);
   });
 
   it("gives a finite bandwidth for a round that took no time by the clock", () => {

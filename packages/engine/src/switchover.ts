@@ -46,6 +46,11 @@ export async function pauseAndPrepare(
     preparedAtMs,
     last,
     lastPages,
-    breakdown: { pause: pausedAt - askedAt, collect: collectedAt - pausedAt, transfer: sentAt - collectedAt, prepare: preparedAtMs - sentAt },
+    breakdown: {
+      pause: pausedAt - askedAt,
+      collect: collectedAt - pausedAt,
+      transfer: sentAt - collectedAt,
+      prepare: preparedAtMs - sentAt,
+    },
   };
 }

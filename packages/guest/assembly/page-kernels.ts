@@ -96,13 +96,10 @@ function hash(at: usize): u64 {
   return pageHash == 0 ? 0 : mix(pageHash ^ ((<u64>page + 1) * K1));
 }
 
+/** This instance's share of the image digest. */
 let digest: u64 = 0;
 let last: u64 = 0;
 
-/** Starts this instance's share of the image digest anew. */
-export function resetDigest(): void {
-  digest = 0;
-}
 export function digestLow(): u32 {
   return <u32>digest;
 }

@@ -45,9 +45,13 @@ export class GuestRegistry {
     if (present !== undefined) throw new MigrationError("ERR_AGENT_FULL", `This agent holds guest ${present}; it takes one`);
     const latest = this.journal.latestEpoch(guestId);
     const epoch = offered ?? latest + 1;
-    if (epoch <= latest) throw new MigrationError("ERR_EPOCH", `Guest ${guestId} is offered at epoch ${epoch}; epoch ${latest} was seen here`);
+    if (epoch <= latest)
+      throw new MigrationError("ERR_EPOCH", `Guest ${guestId} is offered at epoch ${epoch}; epoch ${latest} was seen here`);
     if (this.#memoryLimitBytes !== undefined && memoryBytes > this.#memoryLimitBytes)
-      throw new MigrationError("ERR_MEMORY_LIMIT", `Guest of ${formatBytes(memoryBytes)}, --memory-limit ${formatBytes(this.#memoryLimitBytes)}`);
+      throw new MigrationError(
+        "ERR_MEMORY_LIMIT",
+        `Guest of ${formatBytes(memoryBytes)}, --memory-limit ${formatBytes(this.#memoryLimitBytes)}`,
+      );
     const available = availableMemoryBytes();
     if (available !== undefined && memoryBytes > available)
       throw new MigrationError("ERR_MEMORY", `Guest of ${formatBytes(memoryBytes)}, ${formatBytes(available)} available`);

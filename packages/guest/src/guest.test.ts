@@ -35,13 +35,22 @@ async function withHost(
   use: (bench: Bench) => Promise<void>,
   options: Partial<Pick<GuestHost, "openDevice" | "workloads" | "segments">> = {},
 ): Promise<void> {
-  const threads = new VcpuThreads();
+  const threads = new VcpuThreads(2);
   const services: MemoryService[] = [];
   const guests: Guest[] = [];
   const newHost = (): GuestHost => {
     const memory = new MemoryService();
     services.push(memory);
-    return { segments, threads, memory, workloads: new WorkloadCatalogue(), dirtyLog: "barrier", openDevice: noDevice, ...options };
+    return {
+      segments,
+      threads,
+      memory,
+      workloads: new WorkloadCatalogue(),
+      dirtyLog: "barrier",
+      onGuestFailure: () => {},
+      openDevice: noDevice,
+      ...options,
+    };
   };
   const host = newHost();
   const create = async (manifest: GuestManifest, on: GuestHost): Promise<Guest> => {

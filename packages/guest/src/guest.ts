@@ -16,6 +16,9 @@ import { Vcpu } from "./vcpu.js";
 import type { VcpuThreads } from "./vcpu.js";
 import type { WorkloadCatalogue } from "./workload.js";
 
+/** The main thread has other things to do than to wait for a long step. */
+const PROBE_MS_MAX = 20;
+
 /** What an agent lends its guest. */
 export interface GuestHost {
   readonly segments: SegmentPool;
@@ -23,6 +26,8 @@ export interface GuestHost {
   readonly memory: MemoryService;
   readonly workloads: WorkloadCatalogue;
   readonly dirtyLog: DirtyLogKind;
+  /** A vCPU's program threw or its thread ended: that vCPU does not run any more. */
+  onGuestFailure(guestId: string, error: MigrationError): void;
   /** Opens the back end of a device; it starts later. @throws {MigrationError} ERR_DEVICE_UNAVAILABLE */
   openDevice(device: DeviceManifest, guestId: string, access: MemoryAccess, wakeGuest: () => void): Promise<Device>;
 }
@@ -87,6 +92,9 @@ export class Guest {
   #arrived: Uint32Array | undefined;
   /** Owner epoch; raised by every hand-over. */
   epoch = 0;
+  /** Why it does not run any more, or not in full. */
+  failure: MigrationError | undefined;
+  /** For whoever moves this guest; the host is told in any case. */
   onFailure: (error: MigrationError) => void = () => {};
   /** The longest gap any vCPU saw between its last tick before a pause and the first one after. */
   onTicked: (gapMs: number) => void = () => {};
@@ -109,6 +117,11 @@ export class Guest {
     const guest = new Guest(manifest, GuestMemory.allocate(manifest.memoryBytes, host.segments), host);
     try {
       await host.memory.attach(guest.memory, guest.barrier);
+    } catch (error) {
+      await guest.#end();
+      throw error;
+    }
+    try {
       await guest.#setUp(files.map(({ url }) => url));
       return guest;
     } catch (error) {
@@ -122,17 +135,19 @@ export class Guest {
     const nicAt = manifest.devices.length > 0 ? 0 : undefined;
     const [first] = this.#vcpus;
     this.#vcpus.forEach((vcpu) => {
-      vcpu.onFailure = (error) => this.onFailure(error);
+      vcpu.onFailure = (error) => {
+        this.failure ??= error;
+        this.#host.onGuestFailure(manifest.id, error);
+        this.onFailure(error);
+      };
     });
-    let waiting = 0;
-    let longest = 0;
+    const gaps = new Map<Vcpu, number>();
     for (const vcpu of this.#vcpus)
       vcpu.onTicked = (gapMs) => {
-        longest = Math.max(longest, gapMs);
-        if (++waiting < this.#vcpus.length) return;
-        this.onTicked(longest);
-        waiting = 0;
-        longest = 0;
+        gaps.set(vcpu, gapMs);
+        if (gaps.size < this.#vcpus.length) return;
+        this.onTicked(Math.max(...gaps.values()));
+        gaps.clear();
       };
     await Promise.all(
       this.#vcpus.map((vcpu, at) =>
@@ -156,8 +171,9 @@ export class Guest {
 
   /** One hash a page, all zero: a migration begins with it. One migration at a time. */
   freshHashTable(): HashTable {
-    this.#hashes ??= this.#host.segments.takeWords(this.memory.pages * 2);
-    return this.#hashes.fill(0);
+    if (this.#hashes !== undefined) return this.#hashes.fill(0);
+    this.#hashes = this.#host.segments.takeWords(this.memory.pages * 2);
+    return this.#hashes;
   }
 
   /** Bitmap words of the pages that may be other than zero, for whoever stores arriving pages. With the barrier log it is that log's own map. */
@@ -194,9 +210,12 @@ export class Guest {
     for (const device of this.#devices) device.start(epoch, isMoved);
   }
 
-  /** How long a pause would take now, in ms. */
+  /** How long a pause would take now, in ms: until every vCPU reaches the end of a step. Blocks for that long, PROBE_MS_MAX at most. */
   probeMs(): number {
-    return Math.max(...this.#vcpus.map((vcpu) => vcpu.probeMs()));
+    const started = performance.now();
+    const signs = this.#vcpus.map((vcpu) => vcpu.askForSign());
+    this.#vcpus.forEach((vcpu, at) => vcpu.awaitSign(signs[at] ?? 0, started + PROBE_MS_MAX));
+    return performance.now() - started;
   }
 
   /**
@@ -229,8 +248,14 @@ export class Guest {
     await this.#host.memory.stop();
     await this.#host.memory.free();
     await this.#host.memory.detach();
+    await this.#end();
+  }
+
+  /** Nobody touches its memory any more, and its pages are free. */
+  async #end(): Promise<void> {
+    await Promise.all(this.#vcpus.map((vcpu) => vcpu.end()));
     this.#host.segments.give(this.memory.segments);
     for (const words of [this.#hashes, this.#arrived]) if (words !== undefined) this.#host.segments.giveWords(words);
-    await this.#host.threads.prepare(this.#vcpus.length); // for the next guest
+    await this.#host.threads.refill(); // for the next guest
   }
 }

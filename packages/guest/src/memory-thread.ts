@@ -1,6 +1,6 @@
 import { parentPort } from "node:worker_threads";
 import { PagemapScanner, freePages, isLinuxAvailable, trimHeap } from "@precopy/linux";
-import { MigrationError } from "@precopy/protocol";
+import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { AuditResult, ErrorCode } from "@precopy/protocol";
 import { Bitmap } from "./bitmap.js";
 import { BarrierDirtyLog } from "./dirty-log-barrier.js";
@@ -41,7 +41,7 @@ function populatedPages(guest: GuestMemory): Bitmap {
   try {
     const scanner = new PagemapScanner();
     try {
-      for (let at = 0, page = 0; at < guest.views.length; page += guest.views[at++]!.byteLength / 4096) {
+      for (let at = 0, page = 0; at < guest.views.length; page += guest.views[at++]!.byteLength / PAGE_BYTES) {
         const base = page;
         scanner.listPopulated(guest.ranges()[at]!, (first, pages, isZeroPage) => {
           if (!isZeroPage) populated.setRun(base + first, pages);
@@ -66,7 +66,8 @@ function audit(guest: GuestMemory, table: HashTable): AuditResult {
   const populated = populatedPages(guest);
   let mismatched = 0;
   // A page that was sent with data and holds nothing any more was lost just the same.
-  for (let page = 0; page < guest.pages; page++) if ((table[2 * page] !== 0 || table[2 * page + 1] !== 0) && !populated.has(page)) mismatched++;
+  for (let page = 0; page < guest.pages; page++)
+    if ((table[2 * page] !== 0 || table[2 * page + 1] !== 0) && !populated.has(page)) mismatched++;
   populated.forEachRun((first, pages) => {
     for (let page = first; page < first + pages; page++) if (!hashes.matches(page)) mismatched++;
   });
@@ -76,6 +77,7 @@ function audit(guest: GuestMemory, table: HashTable): AuditResult {
 function perform(request: MemoryTask): AuditResult | undefined {
   switch (request.task) {
     case "attach": {
+      if (memory !== undefined) throw new MigrationError("ERR_INTERNAL", "The memory of another guest is attached");
       memory = new GuestMemory(request.memory);
       log = request.barrier === undefined ? new MmuDirtyLog(memory.ranges()) : new BarrierDirtyLog(request.barrier);
       if (request.forgetEvery > 0) log = new ForgetfulDirtyLog(log, request.forgetEvery, memory.pages);

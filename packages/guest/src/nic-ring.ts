@@ -35,7 +35,7 @@ class Ring {
   /** False if the ring is full or the frame too long: a card drops, it never waits. */
   put(frame: Uint8Array): boolean {
     const produced = this.#memory.loadU32(this.#producedAt);
-    if (((produced - this.#memory.loadU32(this.#consumedAt)) >>> 0) >= RING_SLOTS || frame.byteLength > FRAME_BYTES_MAX) return false;
+    if ((produced - this.#memory.loadU32(this.#consumedAt)) >>> 0 >= RING_SLOTS || frame.byteLength > FRAME_BYTES_MAX) return false;
     const slot = this.#slotsAt + (produced % RING_SLOTS) * SLOT_BYTES;
     this.#memory.write(slot + 4, frame);
     this.#memory.storeU32(slot, frame.byteLength);

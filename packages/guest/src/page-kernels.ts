@@ -6,7 +6,6 @@ import type { WasmModule } from "./webassembly.js";
 /** What assembly/page-kernels.ts exports; addresses are byte offsets in one segment. Halves of 64-bit values are signed on arrival. */
 export interface PageKernels {
   isZero(at: number): number;
-  resetDigest(): void;
   digestLow(): number;
   digestHigh(): number;
   lastHigh(): number;

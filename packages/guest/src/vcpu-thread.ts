@@ -35,8 +35,10 @@ export type ToVcpu =
   | { readonly type: "run" };
 export type FromVcpu =
   | { readonly type: "ready"; readonly isDirectWriter: boolean }
-  | { readonly type: "booted" | "loaded" | "running" | "kick" | "ended" }
+  | { readonly type: "booted" | "loaded" | "running" | "kick" }
   | { readonly type: "paused"; readonly pause: number; readonly registers: VcpuRegisters }
+  /** It stands still, but `save` threw or gave what no message can carry. */
+  | { readonly type: "unsaved"; readonly pause: number; readonly message: string }
   /** After each run: the gap between the last tick before and the first one after. */
   | { readonly type: "ticked"; readonly gapMs: number }
   | { readonly type: "failed"; readonly message: string; readonly stack: string | undefined };
@@ -83,7 +85,11 @@ function run(running: Program, guestClock: GuestClock): void {
     const request = Atomics.load(control, VcpuWord.REQUEST);
     if (request !== VcpuRequest.Run) {
       if (request === VcpuRequest.End) return;
-      post({ type: "paused", pause: request, registers: { program: running.save(), lastTickMs } });
+      try {
+        post({ type: "paused", pause: request, registers: { program: running.save() ?? null, lastTickMs } });
+      } catch (error) {
+        post({ type: "unsaved", pause: request, message: error instanceof Error ? error.message : String(error) }); // the guest goes on
+      }
       while (Atomics.load(control, VcpuWord.REQUEST) === request) Atomics.wait(control, VcpuWord.REQUEST, request, 1000);
       isFirstTick = true;
       continue;
@@ -96,7 +102,7 @@ function run(running: Program, guestClock: GuestClock): void {
     const restMs = running.step();
     const now = guestClock.now();
     if (now - lastTickMs >= TICK_MS) {
-      if (isFirstTick && lastTickMs >= 0) post({ type: "ticked", gapMs: now - lastTickMs });
+      if (isFirstTick) post({ type: "ticked", gapMs: lastTickMs < 0 ? 0 : now - lastTickMs });
       isFirstTick = false;
       lastTickMs = now;
     }
@@ -116,8 +122,7 @@ async function handle(message: ToVcpu): Promise<void> {
       lastTickMs = message.registers.lastTickMs;
       return post({ type: "loaded" });
     case "run":
-      run(program, clock);
-      return post({ type: "ended" });
+      return run(program, clock);
   }
 }
 

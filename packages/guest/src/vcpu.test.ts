@@ -26,7 +26,7 @@ async function withCounter(use: (vcpu: Vcpu, count: () => number) => Promise<voi
   const access = new MemoryAccess(memory, undefined);
   const clock = new GuestClock();
   clock.set(0);
-  const vcpu = new Vcpu(new VcpuThreads().take(), "counter");
+  const vcpu = new Vcpu(new VcpuThreads(0).take(), "counter");
   const region = { start: 0, bytes: memory.bytes };
   try {
     await vcpu.setUp({
@@ -100,19 +100,24 @@ describe("Vcpu", () => {
 
   it("is probed without being stopped", () =>
     withCounter(async (vcpu, count) => {
-      for (let turn = 0; turn < 20; turn++) assert.ok(vcpu.probeMs() >= 0);
+      for (let turn = 0; turn < 20; turn++) {
+        const until = performance.now() + 1000;
+        vcpu.awaitSign(vcpu.askForSign(), until);
+        assert.ok(performance.now() < until, "the sign came");
+      }
       const before = count();
       blockUntil(() => count() > before);
     }));
 });
 
 it("VcpuThreads lends the threads that it prepared, then new ones, and ends what it still has", async () => {
-  const threads = new VcpuThreads();
-  await threads.prepare(2);
+  const threads = new VcpuThreads(2);
+  await threads.refill();
   const taken = [threads.take(), threads.take(), threads.take()];
   assert.equal(new Set(taken).size, 3);
-  await threads.prepare(1);
+  await threads.refill();
   await threads.end();
+  await threads.refill(); // nothing any more
   const codes = await Promise.all(taken.map((worker) => worker.terminate()));
   assert.equal(codes.length, 3);
 });

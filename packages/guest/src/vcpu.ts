@@ -8,10 +8,18 @@ const THREAD = new URL("./vcpu-thread.js", import.meta.url);
 /** Threads without a guest yet: starting one takes 30 to 50 ms, which no migration should wait for. */
 export class VcpuThreads {
   readonly #idle: Worker[] = [];
+  readonly #ready: number;
+  #isEnded = false;
 
-  /** Starts threads until `count` wait here. Resolves when they are up. */
-  async prepare(count: number): Promise<void> {
-    const fresh = Array.from({ length: Math.max(0, count - this.#idle.length) }, () => new Worker(THREAD));
+  /** @param ready how many wait here for the next guest. */
+  constructor(ready: number) {
+    this.#ready = ready;
+  }
+
+  /** Starts threads until enough wait here. Resolves when they are up. */
+  async refill(): Promise<void> {
+    if (this.#isEnded) return;
+    const fresh = Array.from({ length: Math.max(0, this.#ready - this.#idle.length) }, () => new Worker(THREAD));
     this.#idle.push(...fresh);
     await Promise.all(fresh.map((worker) => new Promise((resolve) => worker.once("online", resolve))));
   }
@@ -21,6 +29,7 @@ export class VcpuThreads {
   }
 
   async end(): Promise<void> {
+    this.#isEnded = true;
     await Promise.all(this.#idle.splice(0).map((worker) => worker.terminate()));
   }
 }
@@ -104,17 +113,20 @@ export class Vcpu {
     wake(this.#control);
   }
 
-  /** How long it takes now to reach the end of a step, in ms, without stopping it: what a pause would take. Blocks for that long, 20 ms at most. */
-  probeMs(): number {
-    const started = performance.now();
+  /** Asks for a sign at the end of the current step, without stopping there. Returns the number of the sign. */
+  askForSign(): number {
     const probe = Atomics.add(this.#control, VcpuWord.PROBE, 1) + 1;
     wake(this.#control);
-    for (let left = 20; left > 0; left = 20 - (performance.now() - started)) {
+    return probe;
+  }
+
+  /** Blocks until the sign is there, or until `untilMs` on performance.now(). */
+  awaitSign(probe: number, untilMs: number): void {
+    for (let left = untilMs - performance.now(); left > 0; left = untilMs - performance.now()) {
       const probed = Atomics.load(this.#control, VcpuWord.PROBED);
-      if (probed === probe) break;
+      if (probed === probe) return;
       Atomics.wait(this.#control, VcpuWord.PROBED, probed, left);
     }
-    return performance.now() - started;
   }
 
   /** Ends program and thread, wherever it stands. After this nobody of it touches guest memory. */
@@ -152,7 +164,10 @@ export class Vcpu {
     else if (message.type === "ticked") this.onTicked(message.gapMs);
     else if (message.type === "failed")
       this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ${message.message}`, { cause: message.stack }));
-    else if (message.type !== "paused" || message.pause === this.#pause) this.#settle(message.type, message);
+    else if (message.type === "unsaved") {
+      if (message.pause === this.#pause)
+        this.#settle("paused", new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: save(): ${message.message}`));
+    } else if (message.type !== "paused" || message.pause === this.#pause) this.#settle(message.type, message);
   }
 
   #fail(error: MigrationError): void {

@@ -87,9 +87,13 @@ export class WorkloadCatalogue {
   /** @throws {MigrationError} ERR_WORKLOAD_UNKNOWN, ERR_WORKLOAD_DIFFERS if `sha256` is given and not this file's. */
   find(name: string, sha256?: string): WorkloadFile {
     const found = this.#files.get(name);
-    if (found === undefined) throw new MigrationError("ERR_WORKLOAD_UNKNOWN", `No workload named "${name}" here; known: ${[...this.#files.keys()].join(", ")}`);
+    if (found === undefined)
+      throw new MigrationError("ERR_WORKLOAD_UNKNOWN", `No workload named "${name}" here; known: ${[...this.#files.keys()].join(", ")}`);
     if (sha256 !== undefined && sha256 !== found.sha256)
-      throw new MigrationError("ERR_WORKLOAD_DIFFERS", `Workload "${name}" is ${found.sha256.slice(0, 12)}… here and ${sha256.slice(0, 12)}… at the source`);
+      throw new MigrationError(
+        "ERR_WORKLOAD_DIFFERS",
+        `Workload "${name}" is ${found.sha256.slice(0, 12)}… here and ${sha256.slice(0, 12)}… at the source`,
+      );
     return found;
   }
 }

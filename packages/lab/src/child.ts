@@ -4,7 +4,8 @@ import { createInterface } from "node:readline";
 import { MigrationError } from "@precopy/protocol";
 
 export type JsonLine = { readonly type: string } & Record<string, unknown>;
-const isJsonLine = (value: unknown): value is JsonLine => typeof value === "object" && value !== null && "type" in value && typeof value.type === "string";
+const isJsonLine = (value: unknown): value is JsonLine =>
+  typeof value === "object" && value !== null && "type" in value && typeof value.type === "string";
 
 /** A process of ours that prints JSON lines, one event a line, each with a `type`. */
 export class JsonChild {

@@ -62,7 +62,13 @@ type Start = (name: string, ...rest: string[]) => JsonChild;
 const text = (line: JsonLine, key: string): string => String(line[key]);
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-async function drive(plan: DemoPlan, folder: string, start: Start, onEvent: (event: ProgressEvent) => void, say: (text: string) => void): Promise<DemoResult> {
+async function drive(
+  plan: DemoPlan,
+  folder: string,
+  start: Start,
+  onEvent: (event: ProgressEvent) => void,
+  say: (text: string) => void,
+): Promise<DemoResult> {
   const network = text(await start("switch", "switch", "--listen", "127.0.0.1:0").expect("listening"), "listen");
   const agent = (role: string, name: string, ...rest: string[]): JsonChild =>
     start(
@@ -89,7 +95,16 @@ async function drive(plan: DemoPlan, folder: string, start: Start, onEvent: (eve
     const from = at % 2 === 0 ? "a" : "b";
     say(`\n${mode}: ${from} -> ${from === "a" ? "b" : "a"}`);
     const report = await migrate(
-      start("migrate", "migrate", addresses[(at + 1) % 2] ?? "", "--socket", join(folder, `${from}.sock`), "--mode", mode, ...plan.migrationArguments),
+      start(
+        "migrate",
+        "migrate",
+        addresses[(at + 1) % 2] ?? "",
+        "--socket",
+        join(folder, `${from}.sock`),
+        "--mode",
+        mode,
+        ...plan.migrationArguments,
+      ),
       onEvent,
     );
     await sleep(SETTLE_MS);
@@ -113,6 +128,7 @@ async function migrate(child: JsonChild, onEvent: (event: ProgressEvent) => void
     onEvent(event);
   };
   await child.exited;
-  if (report === undefined) throw failure ?? new MigrationError("ERR_INTERNAL", `The migration ended without a report: ${child.stderr.trim()}`);
+  if (report === undefined)
+    throw failure ?? new MigrationError("ERR_INTERNAL", `The migration ended without a report: ${child.stderr.trim()}`);
   return report;
 }

@@ -26,7 +26,8 @@ export const isLinuxAvailable = libc !== undefined;
 export function declare(prototype: string): (...args: unknown[]) => number {
   const foreign: Foreign | undefined = libc?.func(prototype);
   return (...args) => {
-    if (foreign === undefined) throw new MigrationError("ERR_SYSTEM_CALL", `No system calls on ${process.platform} ${process.arch}: ${prototype}`);
+    if (foreign === undefined)
+      throw new MigrationError("ERR_SYSTEM_CALL", `No system calls on ${process.platform} ${process.arch}: ${prototype}`);
     return Number(foreign(...args));
   };
 }
@@ -34,7 +35,13 @@ export function declare(prototype: string): (...args: unknown[]) => number {
 /** As `declare`, for what only some C libraries have; undefined where it is missing. */
 export function declareOptional(prototype: string): ((...args: unknown[]) => number) | undefined {
   try {
-    return libc === undefined ? undefined : ((foreign: Foreign) => (...args: unknown[]) => Number(foreign(...args)))(libc.func(prototype));
+    return libc === undefined
+      ? undefined
+      : (
+          (foreign: Foreign) =>
+          (...args: unknown[]) =>
+            Number(foreign(...args))
+        )(libc.func(prototype));
   } catch {
     return undefined; // koffi throws for a symbol that is not there
   }

@@ -48,7 +48,7 @@ const EVERY: { [T in ControlType]: Message<T> } = {
   arrived: { type: "arrived", epoch: 2, guestGapMs: null },
   abort: { type: "abort", code: "ERR_CANCELLED", message: "" },
   failed: { type: "failed", code: "ERR_MEMORY", message: "no" },
-  ask: { type: "ask", guest: "g1", epoch: 2 },
+  ask: { type: "ask", guest: "g1", epoch: 2, session: "00000000-0000-4000-8000-000000000001" },
   owner: { type: "owner", epoch: 2, phase: "prepared" },
   ping: { type: "ping", id: 0 },
   pong: { type: "pong", id: 1 },

@@ -25,14 +25,18 @@ const digest = z.string().regex(/^[0-9a-f]{16}$/);
 const code = z.string().max(64);
 const text = z.string().max(2000);
 /** Numbers, strings, booleans, null, bytes, and arrays and plain objects of them: msgpack can also carry dates, errors and other classes. */
-function isPlainData(value: unknown, depth = 0): boolean {
+export function isPlainData(value: unknown, depth = 0): boolean {
   if (value === null || ["number", "string", "boolean"].includes(typeof value) || value instanceof Uint8Array) return true;
   if (typeof value !== "object" || depth > 16) return false;
   if (Array.isArray(value)) return value.every((one) => isPlainData(one, depth + 1));
   return Object.getPrototypeOf(value) === Object.prototype && Object.values(value).every((one) => isPlainData(one, depth + 1));
 }
 const plainData = z.unknown().refine((value) => isPlainData(value), "not plain data");
-const epoch = z.number().int().min(1).max(2 ** 32 - 1);
+const epoch = z
+  .number()
+  .int()
+  .min(1)
+  .max(2 ** 32 - 1);
 
 const vcpu = z.strictObject({
   workload: name,
@@ -48,7 +52,7 @@ const manifest = z.strictObject({
   id: name,
   memoryBytes: z.number().int().min(MEMORY_BYTES_MIN).max(MEMORY_BYTES_MAX).multipleOf(PAGE_BYTES),
   vcpus: z.array(vcpu).min(1).max(VCPUS_MAX),
-  devices: z.array(device).max(4),
+  devices: z.array(device).max(1),
 });
 
 const messages = {
@@ -86,7 +90,8 @@ const messages = {
   arrived: { epoch, guestGapMs: z.number().nonnegative().nullable() },
   abort: { code, message: text },
   failed: { code, message: text },
-  ask: { guest: name, epoch },
+  /** session: of the admission; nobody else may go on with it. */
+  ask: { guest: name, epoch, session: z.uuid() },
   owner: { epoch, phase: z.enum(["receiving", "prepared", "active", "discarded", "unknown"]) },
   ping: { id: count },
   pong: { id: count },
@@ -125,7 +130,10 @@ const packr = new Packr({ useRecords: false, variableMapSize: true });
 export function encodeControl(message: ControlMessage): Buffer {
   const bytes = packr.pack(message);
   if (bytes.byteLength > CONTROL_MESSAGE_BYTES_MAX)
-    throw new MigrationError("ERR_PARAMETER", `Message ${message.type} of ${bytes.byteLength} B, at most ${CONTROL_MESSAGE_BYTES_MAX} B: let the workload keep its state in guest memory`);
+    throw new MigrationError(
+      "ERR_PARAMETER",
+      `Message ${message.type} of ${bytes.byteLength} B, at most ${CONTROL_MESSAGE_BYTES_MAX} B: let the workload keep its state in guest memory`,
+    );
   return bytes;
 }
 

@@ -45,6 +45,7 @@ const REMEDY = {
   ERR_SYSTEM_CALL: "See the named system call and error number.",
   // the migration
   ERR_BUSY: "Wait for the migration in progress, or cancel it with `precopy cancel`.",
+  ERR_NO_MIGRATION: "Nothing to do: look at `precopy status`.",
   ERR_NOT_CONVERGING: "Raise --downtime-limit or --max-bandwidth, lower the guest's dirty rate, or use --mode stop-and-copy.",
   ERR_CANCELLED: "Nothing to do: the guest runs on at the source.",
   ERR_CANCEL_TOO_LATE: "COMMIT is out: only the target's answer decides now. Look at `precopy status`.",

@@ -34,7 +34,10 @@ export const macOf = (id: string): string =>
 
 export const BROADCAST_MAC = "ff:ff:ff:ff:ff:ff";
 export const macBytes = (mac: string): Buffer => Buffer.from(mac.replaceAll(":", ""), "hex");
-export const formatMac = (bytes: Uint8Array): string => Buffer.from(bytes.subarray(0, 6)).toString("hex").replace(/..(?=.)/g, "$&:");
+export const formatMac = (bytes: Uint8Array): string =>
+  Buffer.from(bytes.subarray(0, 6))
+    .toString("hex")
+    .replace(/..(?=.)/g, "$&:");
 
 /** @param frame at most FRAME_BYTES_MAX bytes, empty for Hello. */
 export function encodeDatagram(kind: DatagramKind, tag: string, epoch: number, frame: Uint8Array): Buffer {
@@ -51,7 +54,8 @@ export function encodeDatagram(kind: DatagramKind, tag: string, epoch: number, f
 /** Undefined for anything that is not a datagram of ours: a network drops what it does not understand. */
 export function decodeDatagram(bytes: Buffer): Datagram | undefined {
   if (bytes.byteLength < FRAME_HEADER_BYTES || bytes.byteLength > FRAME_HEADER_BYTES + FRAME_BYTES_MAX) return undefined;
-  if (bytes.readUInt32LE(0) !== FRAME_MAGIC || bytes[4] !== FRAME_VERSION || bytes.readUInt16LE(6) !== 0 || bytes.readUInt32LE(20) !== 0) return undefined;
+  if (bytes.readUInt32LE(0) !== FRAME_MAGIC || bytes[4] !== FRAME_VERSION || bytes.readUInt16LE(6) !== 0 || bytes.readUInt32LE(20) !== 0)
+    return undefined;
   const kind = bytes[5];
   const frame = bytes.subarray(FRAME_HEADER_BYTES);
   if (kind !== DatagramKind.Frame && kind !== DatagramKind.Hello) return undefined;

@@ -59,7 +59,8 @@ export class BlockReader {
     } catch (cause) {
       throw new MigrationError("ERR_BLOCK_CORRUPT", `Block of ${length} B does not decode`, { cause });
     }
-    if (pages.byteLength !== rawBytes) throw new MigrationError("ERR_BLOCK_CORRUPT", `Block decodes to ${pages.byteLength} B, not ${rawBytes}`);
+    if (pages.byteLength !== rawBytes)
+      throw new MigrationError("ERR_BLOCK_CORRUPT", `Block decodes to ${pages.byteLength} B, not ${rawBytes}`);
     return pages;
   }
 }

@@ -40,7 +40,8 @@ const isWhole = (value: number, least: number, most: number): boolean => Number.
 export function fillParameters(given: Partial<MigrationParameters>): MigrationParameters {
   const all = { ...DEFAULT_PARAMETERS, ...given };
   if (!isWhole(all.downtimeLimitMs, 0, 2_000_000)) refuse("downtime-limit", all.downtimeLimitMs, "0 to 2000000 ms");
-  if (!isWhole(all.maxBandwidthBytesPerSecond, 0, Number.MAX_SAFE_INTEGER)) refuse("max-bandwidth", all.maxBandwidthBytesPerSecond, "0 or more B/s");
+  if (!isWhole(all.maxBandwidthBytesPerSecond, 0, Number.MAX_SAFE_INTEGER))
+    refuse("max-bandwidth", all.maxBandwidthBytesPerSecond, "0 or more B/s");
   if (!isWhole(all.multifdChannels, 1, CHANNELS_MAX)) refuse("multifd-channels", all.multifdChannels, `1 to ${CHANNELS_MAX}`);
   if (!["none", "lz4"].includes(all.multifdCompression)) refuse("multifd-compression", all.multifdCompression, "none or lz4");
   if (!["precopy", "stop-and-copy"].includes(all.mode)) refuse("mode", all.mode, "precopy or stop-and-copy");

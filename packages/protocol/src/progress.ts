@@ -20,6 +20,8 @@ export interface RoundProgress {
   /** Over the time between the two collections; undefined in the first round, which sends everything. */
   readonly dirtyPagesPerSecond: number | undefined;
   readonly expectedDowntimeMs: number | undefined;
+  /** Known dirty when the round was acknowledged. */
+  readonly remainingPages: number;
   /** What the policy decided after this round, and why. */
   readonly decision: string;
 }
@@ -41,7 +43,15 @@ export interface AuditResult {
 
 /** What log, terminal, event stream and bench read. Nothing else leaves a migration while it runs. */
 export type ProgressEvent =
-  | { readonly type: "started"; readonly guest: string; readonly to: string; readonly epoch: number; readonly parameters: MigrationParameters; readonly dirtyLog: string; readonly pump: string }
+  | {
+      readonly type: "started";
+      readonly guest: string;
+      readonly to: string;
+      readonly epoch: number;
+      readonly parameters: MigrationParameters;
+      readonly dirtyLog: string;
+      readonly pump: string;
+    }
   | { readonly type: "phase"; readonly phase: SourcePhase; readonly atMs: number }
   | ({ readonly type: "round" } & RoundProgress)
   | { readonly type: "switchover"; readonly breakdown: DowntimeBreakdown; readonly downtimeMs: number }

@@ -3,7 +3,7 @@ import { MigrationError, assertNever } from "./errors.js";
 /** What the target knows of one hand-over. */
 export type TargetState =
   | { readonly phase: "receiving"; readonly epoch: number } // admitted; pages arrive
-  | { readonly phase: "prepared"; readonly epoch: number; readonly digest: string } // all is here and verified; waits for COMMIT
+  | { readonly phase: "prepared"; readonly epoch: number; readonly digest: string | null } // all is here and verified; waits for COMMIT
   | { readonly phase: "active"; readonly epoch: number } // owner: the guest runs here
   | { readonly phase: "discarded"; readonly epoch: number; readonly cause: unknown }; // final: this epoch never runs here
 

@@ -33,6 +33,7 @@ const round = (number: number, given: Partial<RoundProgress> = {}): RoundProgres
   durationMs: 90.12345,
   collectMs: 1.00499,
   dirtyPages: 1000,
+  remainingPages: 0,
   normalPages: 900,
   zeroPages: 100,
   bytes: 900 * PAGE_BYTES + 5000,
@@ -71,6 +72,7 @@ function migration(
     acceptedAtMs: performance.now() - 500,
     rounds: ROUNDS,
     guestGapMs: null,
+    afterwards: undefined,
     audit: null,
     guest: {
       epoch: 7,
@@ -158,6 +160,12 @@ describe("query-migrate", () => {
     assert.equal(ram["dirty-pages-rate"], 2001, "of the last round that measured it");
   });
 
+  it("says while it runs what is left, in bytes, as of the last round", () => {
+    const rounds = [round(1, { remainingPages: 500 }), round(2, { remainingPages: 30 })];
+    assert.equal(queryMigrate(migration("active", { rounds }), undefined, undefined).ram?.remaining, 30 * PAGE_BYTES);
+    assert.equal(queryMigrate(migration("completed"), RESULT, undefined).ram?.remaining, 0);
+  });
+
   it("gives times in ms, mbps in Mbit/s and pages a second over the total time", () => {
     const answer = queryMigrate(migration("completed"), RESULT, undefined);
     assert.deepEqual([answer["total-time"], answer.downtime, answer["setup-time"]], [2000, 8.46, 33.34]);
@@ -229,6 +237,10 @@ describe("a migration's report", () => {
       migrationReport(FROM, migration("completed", given, { mode }), RESULT, undefined).verdict;
     assert.equal(verdict({}), "converged in 3 rounds; paused 8.5 ms, most of it prepare (3.0 ms)");
     assert.match(verdict({}, "stop-and-copy"), /^stopped and copied; paused 8\.5 ms/);
+    assert.match(
+      verdict({ afterwards: new MigrationError("ERR_SYSTEM_CALL", "fsync: EIO") }),
+      /prepare \(3\.0 ms\); the clean-up failed: fsync: EIO$/,
+    );
     assert.match(verdict({ audit: audit(4) }), /lost 4 of 200000 pages: do not trust/);
   });
 

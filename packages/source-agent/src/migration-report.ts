@@ -8,7 +8,7 @@ const round2 = (value: number): number => Math.round(value * 100) / 100;
 const sum = (rounds: readonly RoundProgress[], of: (round: RoundProgress) => number): number =>
   rounds.reduce((all, round) => all + of(round), 0);
 
-type Read = "to" | "epoch" | "phase" | "parameters" | "acceptedAtMs" | "rounds" | "guestGapMs" | "audit";
+type Read = "to" | "epoch" | "phase" | "parameters" | "acceptedAtMs" | "rounds" | "guestGapMs" | "audit" | "afterwards";
 /** What a report reads of a migration. */
 export type ReportedMigration = Pick<OutgoingMigration, Read> & { readonly guest: Pick<Guest, "manifest" | "epoch" | "dirtyLog"> };
 
@@ -33,7 +33,7 @@ export function queryMigrate(
     ...(error === undefined ? {} : { "error-desc": error.message }),
     ram: {
       transferred,
-      remaining: 0,
+      remaining: (last?.remainingPages ?? 0) * PAGE_BYTES,
       total: guest.manifest.memoryBytes,
       duplicate: sum(rounds, ({ zeroPages }) => zeroPages),
       normal,
@@ -108,16 +108,17 @@ export function migrationReport(
 }
 
 function verdict(
-  { rounds, audit, parameters }: ReportedMigration,
+  { rounds, audit, parameters, afterwards }: ReportedMigration,
   result: SwitchResult | undefined,
   error: MigrationError | undefined,
 ): string {
-  if (error !== undefined) return `${error.code}: ${error.message}`;
+  const more = afterwards === undefined ? "" : `; the clean-up failed: ${afterwards.message}`;
+  if (error !== undefined) return `${error.code}: ${error.message}${more}`;
   if (result === undefined) return "in progress";
   if (audit !== null && audit.mismatched > 0)
     return `the dirty log lost ${audit.mismatched} of ${audit.pages} pages: do not trust the moved guest`;
   const parts = Object.entries(result.breakdown).sort(([, one], [, other]) => other - one);
   const largest = parts[0] === undefined ? "" : `, most of it ${parts[0][0]} (${parts[0][1].toFixed(1)} ms)`;
   const pause = `paused ${result.downtimeMs.toFixed(1)} ms${largest}`;
-  return parameters.mode === "precopy" ? `converged in ${rounds.length} rounds; ${pause}` : `stopped and copied; ${pause}`;
+  return `${parameters.mode === "precopy" ? `converged in ${rounds.length} rounds` : "stopped and copied"}; ${pause}${more}`;
 }

@@ -12,9 +12,19 @@ import {
   PAGE_BYTES,
   PROTOCOL_VERSION,
   formatAddress,
+  isPlainData,
   preparedTimeoutMs,
+  sourceMayRunGuest,
 } from "@precopy/protocol";
-import type { Address, AuditResult, ControlMessage, MigrationParameters, ProgressEvent, RoundProgress, SourcePhase, SourceState } from "@precopy/protocol";
+import type {
+  Address,
+  AuditResult,
+  ControlMessage,
+  MigrationParameters,
+  ProgressEvent,
+  RoundProgress,
+  SourcePhase,
+} from "@precopy/protocol";
 import { ControlChannel, PageChannel, choosePump, connectPageChannel, peerError } from "@precopy/transport";
 import type { ChannelThreads, PumpKind } from "@precopy/transport";
 import { PageLink } from "./page-link.js";
@@ -33,6 +43,8 @@ export interface SourceAgentOptions {
 const REASON_MS = 200;
 
 const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
+/** As long as a Node timer can wait; something else ends it. */
+const NEVER_MS = 2 ** 31 - 1;
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** One hand-over at the source: connects, is admitted, lets the engine run, and cleans up whichever way it ends. */
@@ -45,12 +57,20 @@ export class OutgoingMigration {
   readonly rounds: RoundProgress[] = [];
   readonly #options: SourceAgentOptions;
   readonly #abort = new AbortController();
+  readonly #session = randomUUID();
   #migration: Migration | undefined;
   #control: ControlChannel | undefined;
   #link: PageLink | undefined;
   #hashes: HashTable | undefined;
   #pauseTimer: NodeJS.Timeout | undefined;
   #isPaused = false;
+  #pausedAtGuestMs = 0;
+  #isAbandoned = false;
+  /** How it ended if that was before the engine began. */
+  #outcome: "failed" | "cancelled" | undefined;
+  #opened: PageChannel[] = [];
+  /** What went wrong in the clean-up, after the outcome was clear. */
+  afterwards: MigrationError | undefined;
   guestGapMs: number | null = null;
   audit: AuditResult | null = null;
 
@@ -64,11 +84,7 @@ export class OutgoingMigration {
   }
 
   get phase(): SourcePhase {
-    return this.#migration?.state.phase ?? (this.#abort.signal.aborted ? "cancelled" : "setup");
-  }
-
-  get state(): SourceState | undefined {
-    return this.#migration?.state;
+    return this.#migration?.state.phase ?? this.#outcome ?? "setup";
   }
 
   /** @throws {MigrationError} ERR_CANCEL_TOO_LATE once COMMIT is out. */
@@ -85,16 +101,24 @@ export class OutgoingMigration {
     const { registry } = this.#options;
     const { id } = this.guest.manifest;
     registry.journal.record(id, this.epoch, "offered");
+    let result: SwitchResult;
     try {
-      const result = await this.#handOver();
-      registry.journal.record(id, this.epoch, "completed");
-      await this.#leave();
-      return result;
+      result = await this.#handOver();
     } catch (thrown) {
       const error = this.#abort.signal.aborted ? MigrationError.from(this.#abort.signal.reason) : MigrationError.from(thrown);
-      await this.#giveUp(error);
+      await this.#giveUp(error).catch((failure: unknown) => {
+        this.afterwards = MigrationError.from(failure);
+      });
       throw error;
     }
+    await this.#leave();
+    return result;
+  }
+
+  /** The process ends while the target has not answered: stops asking. The guest stands still to the end, and the journal says `committed`. */
+  abandon(): void {
+    this.#isAbandoned = true;
+    this.#control?.close(new MigrationError("ERR_IN_DOUBT", "The agent ended before the target answered"));
   }
 
   async #handOver(): Promise<SwitchResult> {
@@ -133,7 +157,7 @@ export class OutgoingMigration {
         handover: {
           prepare: (state) => this.#prepare(control, state),
           decideCommit: () => this.#options.registry.journal.record(guest.manifest.id, epoch, "committed"),
-          commit: (elapsedMs, onDoubt) => this.#commit(control, elapsedMs, onDoubt),
+          commit: (onDoubt) => this.#commit(control, onDoubt),
         },
         stop: (reason) => this.#stop(reason),
         onPhase: (phase) => this.#onPhase(phase),
@@ -150,7 +174,7 @@ export class OutgoingMigration {
 
   async #beAdmitted(control: ControlChannel, pump: PumpKind): Promise<{ resumeMs: number; channels: PageChannel[] }> {
     const { guest, parameters } = this;
-    const session = randomUUID();
+    const session = this.#session;
     const capabilities = [...(parameters.multifdCompression === "lz4" ? ["lz4"] : []), ...(parameters.isDigestOn ? ["digest"] : [])];
     const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
     control.send({
@@ -168,7 +192,7 @@ export class OutgoingMigration {
     });
     const admitted = await answered;
     this.#hashes = parameters.isDigestOn ? guest.freshHashTable() : undefined;
-    const channels = await Promise.all(
+    const opening = await Promise.allSettled(
       Array.from({ length: parameters.multifdChannels }, async (_, channel) => {
         const socket = await connectPageChannel(this.to, { session, channel, generation: 1 }, this.#abort.signal);
         return PageChannel.open(socket, this.#options.threads, {
@@ -182,7 +206,9 @@ export class OutgoingMigration {
         });
       }),
     );
-    return { resumeMs: admitted.probeMs, channels };
+    this.#opened = opening.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
+    for (const one of opening) if (one.status === "rejected") throw MigrationError.from(one.reason);
+    return { resumeMs: admitted.probeMs, channels: this.#opened };
   }
 
   #watch(migration: Migration, control: ControlChannel, channels: readonly PageChannel[]): void {
@@ -200,14 +226,21 @@ export class OutgoingMigration {
   async #pause(): ReturnType<Guest["pause"]> {
     const state = await this.guest.pause();
     this.#isPaused = true;
+    this.#pausedAtGuestMs = state.clockMs;
+    if (![...state.registers, ...state.devices].every((one) => isPlainData(one)))
+      throw new MigrationError("ERR_WORKLOAD_FAILED", "A workload's save() gave something that is not plain data");
     await this.#options.holdAt?.("source.device");
     return state;
   }
 
   async #prepare(control: ControlChannel, { round, guest, last }: FinalState): Promise<void> {
-    // From the pause on a timer of its own runs (#onPhase); this one is for stop-and-copy, whose pages take as long as they take.
-    const timeoutMs = preparedTimeoutMs(this.parameters.downtimeLimitMs);
-    const prepared = control.expect(["prepared"], timeoutMs, () => new MigrationError("ERR_PREPARED_TIMEOUT", `No PREPARED within ${timeoutMs} ms`));
+    const prepared = control.expect(["prepared"], NEVER_MS, silence("the state"));
+    // Pre-copy has had a limit since the pause (#onPhase). The pages of a plain stop-and-copy take as long as they take; then the same holds.
+    if (this.parameters.mode === "stop-and-copy")
+      this.#link?.lastStored.then(
+        () => this.#limitPause(),
+        () => {}, // the link broke: that has ended the migration already
+      );
     control.send({
       type: "state",
       epoch: this.epoch,
@@ -224,12 +257,17 @@ export class OutgoingMigration {
   }
 
   /** Asks until there is an answer. No timer ever resumes the guest here. */
-  async #commit(first: ControlChannel, elapsedMs: number, onDoubt: () => void): Promise<"active" | "refused"> {
-    const started = performance.now();
-    const message = (): ControlMessage => ({ type: "commit", epoch: this.epoch, elapsedMs: elapsedMs + performance.now() - started });
+  async #commit(first: ControlChannel, onDoubt: () => void): Promise<"active" | "refused"> {
+    // On the guest's own clock, which runs on: exactly the time that the state does not know of yet.
+    const message = (): ControlMessage => ({
+      type: "commit",
+      epoch: this.epoch,
+      elapsedMs: this.guest.clock.now() - this.#pausedAtGuestMs,
+    });
     let isInDoubt = false;
     await this.#options.holdAt?.("source.committing");
     for (let control = first; ; ) {
+      this.#checkAbandoned();
       try {
         const active = control.expect(["active"], ACTIVE_TIMEOUT_MS, silence("COMMIT"));
         control.send(message());
@@ -252,11 +290,12 @@ export class OutgoingMigration {
   async #askAgain(old: ControlChannel): Promise<"active" | "refused" | ControlChannel> {
     for (;;) {
       await sleep(ASK_AGAIN_MS);
+      this.#checkAbandoned();
       let control = old;
       try {
         if (old.closed !== undefined) control = await ControlChannel.connect(this.to);
         const answered = control.expect(["owner", "active"], ACTIVE_TIMEOUT_MS, silence("the question who owns the guest"));
-        control.send({ type: "ask", guest: this.guest.manifest.id, epoch: this.epoch });
+        control.send({ type: "ask", guest: this.guest.manifest.id, epoch: this.epoch, session: this.#session });
         const answer = await answered;
         this.#adopt(control);
         if (answer.type === "active" || answer.phase === "active") return "active";
@@ -271,6 +310,10 @@ export class OutgoingMigration {
     }
   }
 
+  #checkAbandoned(): void {
+    if (this.#isAbandoned) throw new MigrationError("ERR_IN_DOUBT", `The agent ended before ${formatAddress(this.to)} answered`);
+  }
+
   #adopt(control: ControlChannel): void {
     if (control === this.#control) return;
     this.#control = control;
@@ -280,22 +323,26 @@ export class OutgoingMigration {
   }
 
   #lastDoubt = "";
-  #emitDoubt({ code, message, remedy }: MigrationError): void {
+  #emitDoubt({ message }: MigrationError): void {
     if (message === this.#lastDoubt) return; // once for each reason, not once a second
     this.#lastDoubt = message;
-    this.#emit({ type: "failed", phase: "in-doubt", code, message, remedy });
+    const doubt = new MigrationError("ERR_IN_DOUBT", `COMMIT is out and unanswered: ${message}`);
+    this.#emit({ type: "failed", phase: "in-doubt", code: doubt.code, message: doubt.message, remedy: doubt.remedy });
   }
 
   #onPhase(phase: SourcePhase): void {
     clearTimeout(this.#pauseTimer);
-    if (phase === "device" && this.parameters.mode === "precopy") {
-      const timeoutMs = preparedTimeoutMs(this.parameters.downtimeLimitMs);
-      this.#pauseTimer = setTimeout(
-        () => this.#migration?.fail(new MigrationError("ERR_PREPARED_TIMEOUT", `No PREPARED within ${timeoutMs} ms of the pause`)),
-        timeoutMs,
-      );
-    }
+    if (phase === "device" && this.parameters.mode === "precopy") this.#limitPause();
     this.#emitPhase(phase);
+  }
+
+  #limitPause(): void {
+    const timeoutMs = preparedTimeoutMs(this.parameters.downtimeLimitMs);
+    if (this.phase !== "device") return;
+    this.#pauseTimer = setTimeout(
+      () => this.#migration?.fail(new MigrationError("ERR_PREPARED_TIMEOUT", `No PREPARED within ${timeoutMs} ms`)),
+      timeoutMs,
+    );
   }
 
   /** Before COMMIT: tells the target, and ends link and control, so that everything pending on them rejects. */
@@ -303,33 +350,63 @@ export class OutgoingMigration {
     this.#control?.send({ type: "abort", code: reason.code, message: reason.message.slice(0, 1000) });
     this.#control?.close(reason);
     await this.#link?.stop(reason);
+    await Promise.all(this.#opened.map((channel) => channel.end()));
   }
 
-  /** The guest runs here as before: dirty log off, vCPUs and devices go on, at the epoch they had, or a higher one if it was taken back. */
+  /**
+   * If the guest is still ours it runs on here as before: dirty log off, vCPUs and devices go on, at the epoch they had, or a higher one if
+   * it was taken back. Once COMMIT is out it is not, whatever was thrown, and stands still.
+   */
   async #giveUp(error: MigrationError): Promise<void> {
     const { registry, guests } = this.#options;
     const { id } = this.guest.manifest;
     clearTimeout(this.#pauseTimer);
+    const state = this.#migration?.state;
+    if (state !== undefined && !sourceMayRunGuest(state) && state.phase !== "device") return;
+    if (this.#migration === undefined) {
+      this.#outcome = error.code === "ERR_CANCELLED" ? "cancelled" : "failed";
+      this.#emitPhase(this.#outcome);
+    }
     await this.#stop(error);
-    await guests.memory.stop();
-    const isTakenBack = this.phase === "taken-back";
-    registry.journal.record(id, isTakenBack ? this.epoch + 1 : this.epoch, isTakenBack ? "taken-back" : "aborted");
-    if (this.#isPaused) this.guest.resume(isTakenBack ? this.epoch + 1 : this.guest.epoch);
+    const isTakenBack = state?.phase === "taken-back";
+    const epoch = isTakenBack ? this.epoch + 1 : this.guest.epoch;
     this.guest.onFailure = () => {};
+    if (this.#isPaused) this.guest.resume(epoch); // before anything that may fail: a full disk must not freeze a guest
+    await guests.memory.stop();
+    registry.journal.record(id, isTakenBack ? epoch : this.epoch, isTakenBack ? "taken-back" : "aborted");
     await registry.journal.sync(id);
   }
 
-  /** ACTIVE is here: nothing from now on counts into downtime or total time. */
+  /** ACTIVE is here: the guest is the target's, whatever happens in here, and nothing counts into downtime or total time. */
   async #leave(): Promise<void> {
     const { registry, guests } = this.#options;
-    await this.#link?.stop(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
-    await guests.memory.stop();
-    if (this.#hashes !== undefined && this.parameters.isAuditOn) this.audit = await guests.memory.audit(this.#hashes);
-    registry.remove(this.guest);
-    await this.guest.destroy();
-    await registry.journal.sync(this.guest.manifest.id);
+    const { id } = this.guest.manifest;
+    const steps = [
+      () => registry.journal.record(id, this.epoch, "completed"),
+      () => this.#link?.stop(new MigrationError("ERR_LINK_LOST", "The migration is complete")),
+      () => guests.memory.stop(),
+      async () => {
+        if (this.#hashes !== undefined && this.parameters.isAuditOn) this.audit = await guests.memory.audit(this.#hashes);
+      },
+      // Only when nothing of it is left may the next one come.
+      () => this.guest.destroy(),
+      () => registry.remove(this.guest),
+      () => registry.journal.sync(id),
+      () => this.#awaitArrival(),
+    ];
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        this.afterwards ??= MigrationError.from(error);
+      }
+    }
+  }
+
+  async #awaitArrival(): Promise<void> {
     const control = this.#control;
-    for (let left = ARRIVAL_REPORT_TIMEOUT_MS; this.guestGapMs === null && left > 0 && control?.closed === undefined; left -= 10) await sleep(10);
+    for (let left = ARRIVAL_REPORT_TIMEOUT_MS; this.guestGapMs === null && left > 0 && control?.closed === undefined; left -= 10)
+      await sleep(10);
     control?.close(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
   }
 
@@ -338,6 +415,10 @@ export class OutgoingMigration {
   }
 
   #emit(event: ProgressEvent): void {
-    this.#options.onEvent?.(event);
+    try {
+      this.#options.onEvent?.(event);
+    } catch (error) {
+      process.emitWarning(MigrationError.from(error)); // an observer's mistake decides nothing about a guest
+    }
   }
 }

@@ -10,6 +10,8 @@ export class PageLink implements LinkPort {
   readonly #channels: readonly PageChannel[];
   readonly #control: ControlChannel;
   readonly #maxBandwidth: number;
+  /** Settles when every channel of the last round is stored at the target. */
+  lastStored: Promise<void> = Promise.resolve();
   #waiting: { readonly round: number; readonly missing: Set<number>; resolve: () => void; reject: (error: Error) => void } | undefined;
 
   /** @param maxBandwidth bytes/s for all channels together, 0 for none. */
@@ -21,15 +23,15 @@ export class PageLink implements LinkPort {
 
   async sendRound(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
-    const acknowledged = new Promise<void>((resolve, reject) => {
-      this.#waiting = { round, missing: new Set(this.#channels.keys()), resolve, reject };
-    });
+    const acknowledged = this.#acknowledged(round);
     const [sent] = await Promise.all([Promise.all(this.#send(round, pages, this.#maxBandwidth)), acknowledged]);
     return sum(sent, performance.now() - started);
   }
 
   async sendLast(round: number, pages: Bitmap): Promise<LastTransfer> {
     const started = performance.now();
+    this.lastStored = this.#acknowledged(round);
+    this.lastStored.catch(() => {}); // it fails with the link, of which everybody else hears as well
     const sent = await Promise.all(this.#send(round, pages, 0));
     const shares = sent.flatMap(({ digest }) => (digest === undefined ? [] : [digest]));
     return {
@@ -39,13 +41,19 @@ export class PageLink implements LinkPort {
     };
   }
 
+  #acknowledged(round: number): Promise<void> {
+    return new Promise<void>((resolve, reject) => {
+      this.#waiting = { round, missing: new Set(this.#channels.keys()), resolve, reject };
+    });
+  }
+
   roundTripMs(): number {
     return this.#control.rttMs ?? 0;
   }
 
   /** The target has stored a round of one channel. */
   onFlushed({ channel, round }: Message<"flushed">): void {
-    if (this.#waiting?.round !== round) return; // the last round's: PREPARED speaks for it
+    if (this.#waiting?.round !== round) return;
     this.#waiting.missing.delete(channel);
     if (this.#waiting.missing.size === 0) this.#waiting.resolve();
   }

@@ -1,4 +1,4 @@
-import { MigrationError, fillParameters } from "@precopy/protocol";
+import { ACTIVE_TIMEOUT_MS, MigrationError, fillParameters, sourceMayAbort } from "@precopy/protocol";
 import type { Address, MigrationParameters, MigrationReport, QueryMigrate } from "@precopy/protocol";
 import { migrationReport, queryMigrate } from "./migration-report.js";
 import { OutgoingMigration } from "./outgoing-migration.js";
@@ -20,7 +20,7 @@ export class SourceAgent {
 
   /**
    * Moves the guest of this agent to the agent at `to`, where it runs on. Resolves with the report once it is gone from here.
-   * @throws {MigrationError} whatever ended it; its code tells. The guest then runs here as before, and `report` has the story.
+   * @throws {MigrationError} whatever ended it; its code tells. The guest then runs here as before, but for ERR_IN_DOUBT; `report` has the story.
    */
   migrate(to: Address, given: Partial<MigrationParameters> = {}): Promise<MigrationReport> {
     if (this.#running !== undefined) return Promise.reject(new MigrationError("ERR_BUSY", "A migration is in progress"));
@@ -53,16 +53,36 @@ export class SourceAgent {
 
   /**
    * Ends the migration in progress; resolves when the guest runs here again.
-   * @throws {MigrationError} ERR_NO_GUEST without a migration, ERR_CANCEL_TOO_LATE once COMMIT is out.
+   * @throws {MigrationError} ERR_NO_MIGRATION, ERR_CANCEL_TOO_LATE once COMMIT is out.
    */
   async cancel(): Promise<void> {
-    if (this.#current === undefined || this.#running === undefined) throw new MigrationError("ERR_NO_GUEST", "No migration is in progress");
+    if (this.#current === undefined || this.#running === undefined)
+      throw new MigrationError("ERR_NO_MIGRATION", "No migration is in progress");
     this.#current.cancel();
     const outcome = await this.#running.then(
       () => undefined,
       (error: unknown) => MigrationError.from(error),
     );
     if (outcome === undefined) throw new MigrationError("ERR_CANCEL_TOO_LATE", "The migration completed first");
+    if (outcome.code !== "ERR_CANCELLED") throw outcome; // it failed by itself before it heard
+  }
+
+  /**
+   * The process ends. Before COMMIT the migration is cancelled; after it the answer is waited for a moment, then nobody asks any more.
+   * Resolves when nothing of it runs: true if the guest is left in doubt, standing still here.
+   */
+  async close(): Promise<boolean> {
+    const running = this.#running?.then(
+      () => false,
+      (error: unknown) => MigrationError.from(error).code === "ERR_IN_DOUBT",
+    );
+    if (running === undefined || this.#current === undefined) return false;
+    if (sourceMayAbort(this.#current.phase)) {
+      this.#current.cancel();
+      return running;
+    }
+    const timer = setTimeout(() => this.#current?.abandon(), this.#current.phase === "completed" ? 0 : ACTIVE_TIMEOUT_MS);
+    return running.finally(() => clearTimeout(timer));
   }
 
   get isMigrating(): boolean {

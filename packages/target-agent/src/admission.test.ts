@@ -5,7 +5,7 @@ import { endianness, tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import type { TestContext } from "node:test";
-import { GuestRegistry, Journal, MemoryService, SegmentPool, VcpuThreads, WorkloadCatalogue } from "@precopy/guest";
+import { GuestRegistry, Journal, MemoryService, NIC_BYTES, SegmentPool, VcpuThreads, WorkloadCatalogue } from "@precopy/guest";
 import { availableMemoryBytes } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
 import type { ErrorCode, Message } from "@precopy/protocol";
@@ -77,6 +77,19 @@ const REFUSED: readonly (readonly [what: string, admit: Admit, code: ErrorCode, 
     "ERR_BAD_MESSAGE",
     /1 B at/,
   ],
+  ["a region that is no whole number of pages", offer({}, { vcpus: [vcpu({ start: 0, bytes: 100 })] }), "ERR_BAD_MESSAGE", /100 B at 0/],
+  [
+    "regions that share a page, in whatever order",
+    offer({}, { vcpus: [vcpu({ start: 8192, bytes: 8192 }), vcpu({ start: 0, bytes: 12_288 })] }),
+    "ERR_BAD_MESSAGE",
+    /8192 B at 8192/,
+  ],
+  [
+    "a region on top of the network card",
+    offer({}, { vcpus: [vcpu(WHOLE)], devices: [{ kind: "nic", mac: "52:54:00:00:00:01" }] }),
+    "ERR_BAD_MESSAGE",
+    /1048576 B at 0/,
+  ],
 ];
 
 describe("checkAdmission", () => {
@@ -127,11 +140,12 @@ async function listen(context: TestContext, memoryLimitBytes?: number): Promise<
   const journal = new Journal(folder);
   const registry = new GuestRegistry(journal, memoryLimitBytes);
   const segments = new CountedSegments();
-  const threads = new VcpuThreads();
+  const threads = new VcpuThreads(1);
   const memory = new MemoryService();
   const channels = new ChannelThreads();
   const openDevice = (): Promise<never> => Promise.reject(new MigrationError("ERR_DEVICE_UNAVAILABLE", "No switch here"));
-  const guests = { segments, threads, memory, workloads, dirtyLog: "barrier" as const, openDevice };
+  const onGuestFailure = (_: string, error: MigrationError): never => assert.fail(error);
+  const guests = { segments, threads, memory, workloads, dirtyLog: "barrier" as const, onGuestFailure, openDevice };
   const agent = new TargetAgent({ registry, guests, threads: channels, pump: "portable", release: "1.0.0" });
   const handlers = { onControl: (control: ControlChannel) => agent.onControl(control), onPageChannel: () => false };
   const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, handlers, "1.0.0");
@@ -220,7 +234,8 @@ describe("an offer", () => {
     assertNothingReserved(target);
     target.segments.isEmpty = false;
     const nic = { kind: "nic", mac: "52:54:00:00:00:01" } as const;
-    assert.equal((await refusalOf(target.offer(offer({}, { devices: [nic] })))).code, "ERR_DEVICE_UNAVAILABLE");
+    const behindNic = [vcpu({ start: NIC_BYTES, bytes: MEMORY_BYTES - NIC_BYTES })];
+    assert.equal((await refusalOf(target.offer(offer({}, { devices: [nic], vcpus: behindNic })))).code, "ERR_DEVICE_UNAVAILABLE");
     assert.equal(target.agent.isReceiving, false);
     await target.offer(offer());
   });

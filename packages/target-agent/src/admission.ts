@@ -1,8 +1,20 @@
 import { endianness } from "node:os";
+import { NIC_BYTES } from "@precopy/guest";
+import type { WorkloadCatalogue } from "@precopy/guest";
 import { hostPageBytes, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
-import type { Message } from "@precopy/protocol";
-import type { WorkloadCatalogue } from "@precopy/guest";
+import type { GuestManifest, Message } from "@precopy/protocol";
+
+/** Card and regions are whole pages, inside the guest's memory, and share no byte. @throws {MigrationError} ERR_BAD_MESSAGE */
+function checkRegions({ memoryBytes, devices, vcpus }: GuestManifest): void {
+  const regions = vcpus.map(({ region }) => region).toSorted((one, other) => one.start - other.start);
+  let free = devices.length > 0 ? NIC_BYTES : 0;
+  for (const { start, bytes } of regions) {
+    if (start % PAGE_BYTES !== 0 || bytes % PAGE_BYTES !== 0 || start < free || start + bytes > memoryBytes)
+      throw new MigrationError("ERR_BAD_MESSAGE", `Region of ${bytes} B at ${start} in a guest of ${memoryBytes} B`);
+    free = start + bytes;
+  }
+}
 
 /** What a source may ask for and this release can do. */
 export const CAPABILITIES: readonly string[] = ["lz4", "digest"];
@@ -16,14 +28,14 @@ export function checkAdmission(admit: Message<"admit">, workloads: WorkloadCatal
   const { manifest } = admit;
   if (admit.protocolVersion !== PROTOCOL_VERSION)
     throw new MigrationError("ERR_PROTOCOL_VERSION", `Source speaks version ${admit.protocolVersion}, we speak ${PROTOCOL_VERSION}`);
-  if (admit.pageBytes !== PAGE_BYTES) throw new MigrationError("ERR_PAGE_SIZE", `Source has pages of ${admit.pageBytes} B, we have ${PAGE_BYTES} B`);
-  if (isLinuxAvailable && hostPageBytes() !== PAGE_BYTES) throw new MigrationError("ERR_PAGE_SIZE", `This host has pages of ${hostPageBytes()} B`);
-  if (admit.endianness !== endianness()) throw new MigrationError("ERR_ENDIANNESS", `Source is ${admit.endianness}, this host is ${endianness()}`);
+  if (admit.pageBytes !== PAGE_BYTES)
+    throw new MigrationError("ERR_PAGE_SIZE", `Source has pages of ${admit.pageBytes} B, we have ${PAGE_BYTES} B`);
+  if (isLinuxAvailable && hostPageBytes() !== PAGE_BYTES)
+    throw new MigrationError("ERR_PAGE_SIZE", `This host has pages of ${hostPageBytes()} B`);
+  if (admit.endianness !== endianness())
+    throw new MigrationError("ERR_ENDIANNESS", `Source is ${admit.endianness}, this host is ${endianness()}`);
   const unknown = admit.capabilities.filter((name) => !CAPABILITIES.includes(name));
   if (unknown.length > 0) throw new MigrationError("ERR_CAPABILITY", `Unknown here: ${unknown.join(", ")}`);
-  for (const { workload, sha256, region } of manifest.vcpus) {
-    workloads.find(workload, sha256);
-    if (region.start % PAGE_BYTES !== 0 || region.start + region.bytes > manifest.memoryBytes)
-      throw new MigrationError("ERR_BAD_MESSAGE", `Region of ${region.bytes} B at ${region.start} in a guest of ${manifest.memoryBytes} B`);
-  }
+  for (const { workload, sha256 } of manifest.vcpus) workloads.find(workload, sha256);
+  checkRegions(manifest);
 }

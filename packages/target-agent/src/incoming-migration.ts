@@ -35,7 +35,8 @@ export class IncomingMigration {
   readonly #options: TargetAgentOptions;
   readonly #admit: Message<"admit">;
   readonly #reservation: Reservation;
-  readonly #channels = new Map<number, PageChannel>();
+  /** Being opened or open; a channel opens once. */
+  readonly #channels = new Map<number, Promise<PageChannel | undefined>>();
   readonly #delivered = new Map<number, Delivered>();
   readonly #hashes: HashTable | undefined;
   #control: ControlChannel;
@@ -43,8 +44,15 @@ export class IncomingMigration {
   #guestClockMs = 0;
   #onDelivered: () => void = () => {};
   #resumeMs = 0;
+  #discarding: Promise<void> = Promise.resolve();
 
-  private constructor(guest: Guest, admit: Message<"admit">, reservation: Reservation, control: ControlChannel, options: TargetAgentOptions) {
+  private constructor(
+    guest: Guest,
+    admit: Message<"admit">,
+    reservation: Reservation,
+    control: ControlChannel,
+    options: TargetAgentOptions,
+  ) {
     this.guest = guest;
     this.session = admit.session;
     this.#admit = admit;
@@ -54,6 +62,9 @@ export class IncomingMigration {
     this.#hashes = admit.digest ? guest.freshHashTable() : undefined;
     this.#control = control;
     this.join(control);
+    guest.onFailure = (error) => {
+      if (this.#state.phase === "receiving" || this.#state.phase === "prepared") this.#discardAndForget(error);
+    };
     guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs });
   }
 
@@ -83,7 +94,8 @@ export class IncomingMigration {
   }
 
   openChannel({ channel, generation }: ChannelName, socket: ChannelSocket): boolean {
-    if (this.#state.phase !== "receiving" || generation !== 1 || channel >= this.#admit.channels || this.#channels.has(channel)) return false;
+    if (this.#state.phase !== "receiving" || generation !== 1 || channel >= this.#admit.channels || this.#channels.has(channel))
+      return false;
     const { memory } = this.guest;
     const opening = PageChannel.open(socket, this.#options.threads, {
       type: "receive",
@@ -95,15 +107,20 @@ export class IncomingMigration {
       populated: this.guest.populatedWords,
       answer: SWITCHING,
     });
-    opening.then(
-      (opened) => this.#attach(channel, opened),
-      (error: unknown) => this.#discardAndForget(MigrationError.from(error)),
+    this.#channels.set(
+      channel,
+      opening.then(
+        (opened) => this.#attach(channel, opened),
+        (error: unknown) => {
+          this.#discardAndForget(MigrationError.from(error));
+          return undefined;
+        },
+      ),
     );
     return true;
   }
 
-  #attach(channel: number, opened: PageChannel): void {
-    this.#channels.set(channel, opened);
+  #attach(channel: number, opened: PageChannel): PageChannel {
     opened.onFlushed = ({ round, packets, digest }) => {
       this.#delivered.set(channel, { round, packets, digest });
       this.#control.send({ type: "flushed", channel, round, packets });
@@ -112,7 +129,7 @@ export class IncomingMigration {
     opened.onFailure = (error) => {
       if (this.#state.phase === "receiving") this.#discardAndForget(error);
     };
-    if (this.#state.phase === "discarded") void opened.end();
+    return opened;
   }
 
   /** STATE: everything was sent. Verifies that it is all here and equal, then answers PREPARED. @throws {MigrationError} ERR_DIGEST_MISMATCH, ... */
@@ -120,14 +137,18 @@ export class IncomingMigration {
     const started = performance.now();
     const { epoch } = this.#state;
     if (this.#state.phase !== "receiving" || state.epoch !== epoch || state.packets.length !== this.#admit.channels)
-      throw new MigrationError("ERR_BAD_MESSAGE", `STATE at epoch ${state.epoch} for ${state.packets.length} channels; we are ${this.#state.phase} at ${epoch}`);
-    // Pages may still be on their way; the registers can be loaded meanwhile.
-    await Promise.all([this.guest.load(toGuestState(state)), this.#allDelivered(state)]);
+      throw new MigrationError(
+        "ERR_BAD_MESSAGE",
+        `STATE at epoch ${state.epoch} for ${state.packets.length} channels; we are ${this.#state.phase} at ${epoch}`,
+      );
+    await this.#allDelivered(state); // a program may look at its memory while it loads
+    await this.guest.load(toGuestState(state));
     const shares = [...this.#delivered.values()].map(({ digest }) => digest ?? 0n);
     const digest = this.#hashes === undefined ? null : joinDigests(shares);
-    if (digest !== state.digest) throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(digest)} here, ${String(state.digest)} at the source`);
+    if (digest !== state.digest)
+      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(digest)} here, ${String(state.digest)} at the source`);
     this.#guestClockMs = state.clockMs;
-    this.#enter(enterTarget(this.#state, { phase: "prepared", epoch, digest: digest ?? "" }));
+    this.#enter(enterTarget(this.#state, { phase: "prepared", epoch, digest }));
     this.#options.registry.journal.record(this.guest.manifest.id, epoch, "prepared");
     await this.#options.holdAt?.("target.prepared");
     this.#control.send({ type: "prepared", epoch, digest, verifyMs: performance.now() - started });
@@ -156,8 +177,9 @@ export class IncomingMigration {
     const started = performance.now();
     await this.#options.holdAt?.("target.commit");
     const { registry } = this.#options;
+    const active = enterTarget(this.#state, { phase: "active", epoch }); // throws if it was discarded meanwhile, before anything is journalled
     registry.journal.record(this.guest.manifest.id, epoch, "owner");
-    this.#enter(enterTarget(this.#state, { phase: "active", epoch }));
+    this.#enter(active);
     this.#reservation.keep(this.guest);
     // The guest's clock goes on: the pause so far on the source's clock, the way here, and what we spent. Durations only.
     this.guest.clock.set(this.#guestClockMs + elapsedMs + (this.#control.rttMs ?? 0) / 2 + performance.now() - started);
@@ -172,26 +194,35 @@ export class IncomingMigration {
     this.#control.send({ type: "active", epoch: this.#state.epoch, resumeMs: this.#resumeMs });
   }
 
-  /** This epoch never runs here; final. Frees everything. Harmless when it is discarded already. */
-  async discard(cause: MigrationError): Promise<void> {
-    if (this.#state.phase !== "receiving" && this.#state.phase !== "prepared") return;
+  /** This epoch never runs here; final. Resolves when everything is free again, for a second caller too. Nothing happens once it is active. */
+  discard(cause: MigrationError): Promise<void> {
+    if (this.#state.phase === "receiving" || this.#state.phase === "prepared") this.#discarding = this.#discard(cause);
+    return this.#discarding;
+  }
+
+  async #discard(cause: MigrationError): Promise<void> {
     const { id } = this.guest.manifest;
+    const wasPrepared = this.#state.phase === "prepared";
+    this.#enter(enterTarget(this.#state, { phase: "discarded", epoch: this.#state.epoch, cause }), cause);
     // An error of ours is the peer's to know; one that came from it, or a closed channel, it knows.
     this.#control.send({ type: "failed", code: cause.code, message: cause.message.slice(0, 1000) });
-    if (this.#state.phase === "prepared") this.#options.registry.journal.record(id, this.#state.epoch, "refused");
-    this.#enter(enterTarget(this.#state, { phase: "discarded", epoch: this.#state.epoch, cause }), cause);
-    await this.#endChannels();
-    await this.guest.destroy();
-    this.#reservation.release();
+    try {
+      if (wasPrepared) this.#options.registry.journal.record(id, this.#state.epoch, "refused");
+      await this.#endChannels();
+      await this.guest.destroy();
+    } finally {
+      this.#reservation.release();
+    }
   }
 
   #discardAndForget(cause: MigrationError): void {
-    this.discard(cause).catch((error: unknown) => this.#options.onPhase?.(this.guest.manifest.id, this.#state.epoch, "discarded", MigrationError.from(error)));
+    this.discard(cause).catch((error: unknown) =>
+      this.#options.onPhase?.(this.guest.manifest.id, this.#state.epoch, "discarded", MigrationError.from(error)),
+    );
   }
 
   async #endChannels(): Promise<void> {
-    await Promise.all([...this.#channels.values()].map((channel) => channel.end()));
-    this.#channels.clear();
+    await Promise.all([...this.#channels.values()].map(async (channel) => (await channel)?.end()));
   }
 
   #enter(state: TargetState, cause?: MigrationError): void {

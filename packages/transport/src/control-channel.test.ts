@@ -177,7 +177,7 @@ describe("ControlChannel", () => {
     assert.ok(source.rttMs > 0 && source.rttMs < 1000, `${source.rttMs} ms`);
   });
 
-  const admit = encodeControl({ type: "ask", guest: "g", epoch: 1 });
+  const admit = encodeControl({ type: "ask", guest: "g", epoch: 1, session: "00000000-0000-4000-8000-000000000001" });
   const garbage: readonly (readonly [what: string, bytes: Buffer | string])[] = [
     ["bytes that are no msgpack", Buffer.from("c1c1c1c1", "hex")],
     ["a msgpack value that is no message", Buffer.from("93010203", "hex")],
@@ -224,6 +224,21 @@ describe("ControlChannel", () => {
   });
 });
 
+describe("a peer that does not read", () => {
+  it("is given up with ERR_PEER_DEAD before our buffers for it grow without end", async (context) => {
+    const { channel, peer } = await withBarePeer(context);
+    peer.pause();
+    const registers = [new Uint8Array(2 ** 19)];
+    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, packets: [], registers, devices: [], clockMs: 0 };
+    let sent = 0;
+    for (; channel.closed === undefined && sent < 100; sent++) {
+      channel.send(state);
+      await new Promise((resolve) => setImmediate(resolve)); // what the kernel takes is not ours any more
+    }
+    assert.equal((await closing(channel)).code, "ERR_PEER_DEAD");
+  });
+});
+
 describe("the heartbeat", () => {
   /** From here to the end of the test only `tick` moves the heartbeat and its clock. Sockets and their time-outs go on as ever. */
   function fakeTime(context: TestContext): { tick: (ms: number) => void } {
@@ -261,7 +276,7 @@ describe("the heartbeat", () => {
     const { channel, peer } = await withBarePeer(context);
     for (let id = 1; id <= 20; id++) {
       const heard = channel.expect(["ask"], 60_000, timedOut);
-      peer.send(encodeControl({ type: "ask", guest: "g", epoch: id }));
+      peer.send(encodeControl({ type: "ask", guest: "g", epoch: id, session: "00000000-0000-4000-8000-000000000001" }));
       await heard;
       time.tick(PEER_DEAD_MS);
       assert.equal(channel.closed, undefined, `message ${id}`);

@@ -1,4 +1,3 @@
-import { once } from "node:events";
 import WebSocket from "ws";
 import {
   CONNECT_TIMEOUT_MS,
@@ -14,6 +13,9 @@ import {
 import type { Address, ControlMessage, ControlType, Message } from "@precopy/protocol";
 
 export const CONTROL_PATH = "/v1/control";
+
+/** What may wait in our buffers for a peer that does not read. */
+const BACKLOG_BYTES_MAX = 4 * CONTROL_MESSAGE_BYTES_MAX;
 
 interface Waiter {
   readonly types: readonly ControlType[];
@@ -59,8 +61,11 @@ export class ControlChannel {
     signal?.addEventListener("abort", abort, { once: true });
     if (signal?.aborted === true) abort(); // before we listened
     try {
-      await once(socket, "open");
-      return new ControlChannel(socket);
+      // In the turn of the event itself: what the peer sent right behind its answer finds the channel's listeners there.
+      return await new Promise<ControlChannel>((resolve, reject) => {
+        socket.once("error", reject);
+        socket.once("open", () => resolve(new ControlChannel(socket)));
+      });
     } catch (cause) {
       socket.on("error", () => {}); // terminate() reports once more that it was not open
       socket.terminate();
@@ -82,7 +87,9 @@ export class ControlChannel {
   /** Dropped silently if the channel is closed: `onClose` has told why. */
   send(message: ControlMessage): void {
     const bytes = encodeControl(message);
-    if (this.#closed === undefined) this.#socket.send(bytes);
+    if (this.#closed !== undefined) return;
+    if (this.#socket.bufferedAmount > BACKLOG_BYTES_MAX) this.close(new MigrationError("ERR_PEER_DEAD", "The peer does not read"));
+    else this.#socket.send(bytes);
   }
 
   /**
@@ -91,7 +98,7 @@ export class ControlChannel {
    */
   expect<T extends ControlType>(types: readonly T[], timeoutMs: number, timeoutError: () => MigrationError): Promise<Message<T>> {
     if (this.#closed !== undefined) return Promise.reject(this.#closed);
-    return new Promise((resolve, reject) => {
+    const answered = new Promise<Message<T>>((resolve, reject) => {
       const settle = (): void => {
         clearTimeout(timer);
         this.#waiters.delete(waiter);
@@ -110,6 +117,8 @@ export class ControlChannel {
       const timer = setTimeout(() => waiter.reject(timeoutError()), timeoutMs);
       this.#waiters.add(waiter);
     });
+    answered.catch(() => {}); // whoever asked may fail before it comes to wait for the answer
+    return answered;
   }
 
   close(reason: MigrationError): void {
@@ -139,8 +148,10 @@ export class ControlChannel {
     let message: ControlMessage;
     try {
       message = decodeControl(data);
-    } catch (error) {
-      return this.close(MigrationError.from(error));
+    } catch (thrown) {
+      const error = MigrationError.from(thrown);
+      this.send({ type: "failed", code: error.code, message: error.message });
+      return this.close(error);
     }
     if (message.type === "ping") return this.send({ type: "pong", id: message.id });
     if (message.type === "pong") {

@@ -147,6 +147,15 @@ describe("AgentPort", () => {
     }
   });
 
+  it("refuses with 403 whatever a browser sends, on every path: a web page has no business with an agent", async (context) => {
+    const { address } = await listen(context, { onControl: () => assert.fail("control"), onPageChannel: () => assert.fail("pages") });
+    for (const request of [upgrade(GOOD), upgrade("", "websocket", "/v1/control"), upgrade("", "websocket", "/v1/events")]) {
+      const socket = dial(context, address);
+      socket.write(request.replace("\r\n\r\n", "\r\nOrigin: http://evil.example\r\n\r\n"));
+      assert.match(await readAll(socket), /^HTTP\/1\.1 403 /, request);
+    }
+  });
+
   it("fails with ERR_PORT_IN_USE where somebody listens, and with ERR_ADDRESS where it cannot", async (context) => {
     const { address } = await listen(context);
     const handlers = { onControl: () => {}, onPageChannel: () => false };

@@ -30,8 +30,8 @@ const AGENT_PATH = "/v1/agent";
 
 export interface PortHandlers {
   /** A peer opened a control channel. Nothing is known of it yet. */
-  onControl(channel: ControlChannel, from: string): void;
-  /** A peer asks for a page channel. The handler owns the socket; undefined answers 409. */
+  onControl(channel: ControlChannel): void;
+  /** A peer asks for a page channel. True: the handler owns the socket now; false answers 409. */
   onPageChannel(name: ChannelName, socket: Socket): boolean;
 }
 
@@ -103,6 +103,7 @@ export class AgentPort {
       );
       server.listen(at.port, at.host, resolve);
     });
+    server.on("error", () => {}); // a connection that could not be accepted, for want of descriptors: its peer will notice
     return port;
   }
 
@@ -114,12 +115,12 @@ export class AgentPort {
   }
 
   #upgrade(incoming: IncomingMessage, socket: Duplex, head: Buffer): void {
+    // Only a browser sends an Origin, and no web page has any business with an agent, least of all one on its reader's own host.
+    if (incoming.headers.origin !== undefined) return refuseUpgrade(socket, "403 Forbidden");
     // The URL is the peer's: a base makes every string one, and only known paths are served.
     const url = URL.canParse(incoming.url ?? "", "http://agent") ? new URL(incoming.url ?? "", "http://agent") : undefined;
     if (url?.pathname === CONTROL_PATH) {
-      this.#sockets.handleUpgrade(incoming, socket, head, (ws) =>
-        this.#handlers.onControl(new ControlChannel(ws), `${incoming.socket.remoteAddress ?? "?"}:${incoming.socket.remotePort ?? 0}`),
-      );
+      this.#sockets.handleUpgrade(incoming, socket, head, (ws) => this.#handlers.onControl(new ControlChannel(ws)));
     } else if (url?.pathname === EVENTS_PATH) {
       if (this.#observers.size >= OBSERVERS_MAX) return refuseUpgrade(socket, "503 Too Many Observers");
       this.#sockets.handleUpgrade(incoming, socket, head, (ws) => this.#observe(ws));

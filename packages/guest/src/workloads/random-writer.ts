@@ -16,7 +16,12 @@ interface Registers {
   readonly written: number;
 }
 const isRegisters = (value: unknown): value is Registers =>
-  typeof value === "object" && value !== null && "random" in value && "written" in value && typeof value.random === "number" && typeof value.written === "number";
+  typeof value === "object" &&
+  value !== null &&
+  "random" in value &&
+  "written" in value &&
+  typeof value.random === "number" &&
+  typeof value.written === "number";
 
 /**
  * Writes 64 bytes to one uniformly random page after another. Options: rate (pages/s, 0 for as fast as it can), workingSet (bytes from the
