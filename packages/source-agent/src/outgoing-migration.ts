@@ -381,7 +381,7 @@ export class OutgoingMigration {
   async #leave(): Promise<void> {
     const { registry, guests } = this.#options;
     const { id } = this.guest.manifest;
-    const steps = [
+    const steps: readonly (() => Promise<void> | void)[] = [
       () => registry.journal.record(id, this.epoch, "completed"),
       () => this.#link?.stop(new MigrationError("ERR_LINK_LOST", "The migration is complete")),
       () => guests.memory.stop(),
