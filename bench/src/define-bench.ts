@@ -5,12 +5,14 @@ export interface Bench {
   readonly better: "lower" | "higher";
   /** Fixed, and part of the result. */
   readonly workload: Readonly<Record<string, string | number>>;
+  /** How often `run` is called. */
   readonly runs: number;
   /** What docs/promises.md claims; the run fails beyond it. */
   readonly promise: { readonly median: number; readonly row: string } | undefined;
-  /** Bytes of memory to touch and give back before each run, so that the figure is not the hypervisor's. */
+  /** Bytes of memory to touch and give back before each call, so that the figure is not the hypervisor's. */
   readonly warmBytes: number;
-  run(): Promise<number>;
+  /** One value or several. */
+  run(): Promise<readonly number[]>;
 }
 
 export const defineBench = (bench: Bench): Bench => bench;

@@ -12,7 +12,7 @@ import type { DirtyLog } from "@precopy/guest";
 import { PAGE_BYTES } from "@precopy/protocol";
 import { defineBench } from "./define-bench.js";
 import type { Bench } from "./define-bench.js";
-import { oneMigration } from "./migrations.js";
+import { figures } from "./migrations.js";
 
 const GIB = 2 ** 30;
 const LOADED = { memory: "8GiB", fill: "1GiB", "dirty-rate": "25k", "working-set": "64MiB" };
@@ -26,10 +26,10 @@ function downtime(name: string, extra: Record<string, string>, median: number): 
     unit: "ms",
     better: "lower",
     workload,
-    runs: 10,
+    runs: 1,
     promise: { median, row: "docs/promises.md" },
-    warmBytes: 5 * GIB,
-    run: () => oneMigration(args(workload), (report) => report.clocks["source-ms"]),
+    warmBytes: 6 * GIB,
+    run: () => figures(args(workload), 10, (report) => report.clocks["source-ms"]),
   });
 }
 
@@ -37,7 +37,7 @@ const empty = { memory: "8GiB", fill: 0, workload: "idle" };
 const collectPages = 10_000;
 
 /** One collection of 10,000 scattered dirty pages in 1 GiB, milliseconds. */
-function collect(makeLog: (memory: GuestMemory) => { log: DirtyLog; access: MemoryAccess }): () => Promise<number> {
+function collect(makeLog: (memory: GuestMemory) => { log: DirtyLog; access: MemoryAccess }): () => Promise<number[]> {
   const pool = new SegmentPool();
   return async () => {
     const memory = GuestMemory.allocate(GIB, pool);
@@ -53,10 +53,10 @@ function collect(makeLog: (memory: GuestMemory) => { log: DirtyLog; access: Memo
     log.stop();
     if (into.count() !== collectPages) throw new Error(`collected ${into.count()} pages of ${collectPages}`);
     pool.give(memory.segments);
-    return ms;
+    return [ms];
   };
 }
-const collection = (name: string, run: () => Promise<number>): Bench =>
+const collection = (name: string, run: () => Promise<number[]>): Bench =>
   defineBench({
     name,
     unit: "ms",
@@ -85,20 +85,20 @@ export const entries: readonly Bench[] = [
     unit: "ms",
     better: "lower",
     workload: empty,
-    runs: 10,
+    runs: 1,
     promise: { median: 150, row: "docs/promises.md" },
     warmBytes: GIB,
-    run: () => oneMigration(args(empty), (report) => report["query-migrate"]["total-time"]),
+    run: () => figures(args(empty), 10, (report) => report["query-migrate"]["total-time"]),
   }),
   defineBench({
     name: "empty_guest_transferred_bytes",
     unit: "bytes",
     better: "lower",
     workload: empty,
-    runs: 3,
+    runs: 1,
     promise: { median: 2 ** 20, row: "docs/promises.md" },
     warmBytes: 0,
-    run: () => oneMigration(args(empty), (report) => report["query-migrate"].ram?.transferred),
+    run: () => figures(args(empty), 3, (report) => report["query-migrate"].ram?.transferred),
   }),
   collection(
     "dirty_log_barrier_collect_ms",

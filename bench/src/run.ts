@@ -11,13 +11,13 @@ for (const { name, unit, better, workload, runs, promise, warmBytes, run } of en
   const values: number[] = [];
   for (let at = 0; at < runs; at++) {
     warmMemory(warmBytes);
-    values.push(Math.round((await run()) * 100) / 100);
+    values.push(...(await run()).map((value) => Math.round(value * 100) / 100));
   }
   const spread = spreadOf(values);
   const isKept = promise === undefined || (better === "lower" ? spread.median <= promise.median : spread.median >= promise.median);
   isBroken ||= !isKept;
   const verdict = promise === undefined ? "" : ` promise ${promise.median}: ${isKept ? "kept" : "BROKEN"}`;
-  console.log(`${name}: median ${spread.median} ${unit} (${spread.min} to ${spread.max}, ${runs} runs)${verdict}`);
+  console.log(`${name}: median ${spread.median} ${unit} (${spread.min} to ${spread.max}, ${values.length} runs)${verdict}`);
   keepResult(name, {
     command: `npm run bench -- ${name}`,
     name,

@@ -22,6 +22,7 @@ import type { Logger } from "pino";
 import { RELEASE } from "./args.js";
 import type { AgentOptions, GuestOptions } from "./args.js";
 import { holdAt } from "./hold.js";
+import { rehearse } from "./rehearsal.js";
 import type { AgentStatus } from "./render.js";
 
 /** Threads kept ready: what a guest with two vCPUs and the default channels needs. */
@@ -91,6 +92,8 @@ export class Agent {
     const agent = new Agent(options, host, channelThreads, log);
     try {
       await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
+      // No rehearsal is worth an agent that does not start.
+      await rehearse(host, channelThreads, choosePump(options.pump), RELEASE).catch((error: unknown) => log.warn({ err: error }, "the rehearsal failed"));
       agent.#port = await AgentPort.listen(
         options.listen,
         {

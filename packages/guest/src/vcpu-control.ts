@@ -7,12 +7,16 @@ export const VcpuWord = { REQUEST: 0, WAKE: 1, PROBE: 2, PROBED: 3 } as const;
 const VCPU_WORDS = 4;
 
 /**
- * What REQUEST may be. From FirstPause on it is a pause, each with a number of its own: a pause that follows another at once is seen as
+ * What REQUEST may be. Stand: it has not run yet. From FirstPause on it is a pause, each with a number of its own: a pause that follows another at once is seen as
  * a new one, and an acknowledgement that comes late is not taken for the next pause's.
  */
-export const VcpuRequest = { Run: 0, End: 1, FirstPause: 2 } as const;
+export const VcpuRequest = { Run: 0, End: 1, Stand: 2, FirstPause: 3 } as const;
 
-export const allocateVcpuControl = (): Int32Array => new Int32Array(new SharedArrayBuffer(VCPU_WORDS * 4));
+export function allocateVcpuControl(): Int32Array {
+  const control = new Int32Array(new SharedArrayBuffer(VCPU_WORDS * 4));
+  control[VcpuWord.REQUEST] = VcpuRequest.Stand;
+  return control;
+}
 
 /** Raises WAKE: ends the vCPU's sleep, and the next one if it is not asleep yet. */
 export function wake(control: Int32Array): void {

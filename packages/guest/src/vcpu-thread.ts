@@ -31,11 +31,11 @@ export interface VcpuRegisters {
 export type ToVcpu =
   | VcpuSetup
   | { readonly type: "boot" }
-  | { readonly type: "load"; readonly registers: VcpuRegisters }
-  | { readonly type: "run" };
+  | { readonly type: "load"; readonly registers: VcpuRegisters };
 export type FromVcpu =
   | { readonly type: "ready"; readonly isDirectWriter: boolean }
-  | { readonly type: "booted" | "loaded" | "running" | "kick" }
+  /** up: once, when the thread has loaded its modules. */
+  | { readonly type: "up" | "booted" | "loaded" | "running" | "kick" }
   | { readonly type: "paused"; readonly pause: number; readonly registers: VcpuRegisters }
   /** It stands still, but `save` threw or gave what no message can carry. */
   | { readonly type: "unsaved"; readonly pause: number; readonly message: string }
@@ -76,8 +76,12 @@ async function setUp(setup: VcpuSetup): Promise<void> {
   post({ type: "ready", isDirectWriter: workload.isDirectWriter === true });
 }
 
-/** Steps until told to end. The thread never returns to its event loop while the guest is here: requests come by shared words. */
+/**
+ * Waits for the first run, then steps until told to end. The thread never returns to its event loop from here on: requests come by shared
+ * words, which a vCPU that stands still sees without a message having to be delivered to it.
+ */
 function run(running: Program, guestClock: GuestClock): void {
+  while (Atomics.load(control, VcpuWord.REQUEST) === VcpuRequest.Stand) Atomics.wait(control, VcpuWord.REQUEST, VcpuRequest.Stand, 1000);
   post({ type: "running" });
   let isFirstTick = true;
   for (;;) {
@@ -116,12 +120,12 @@ async function handle(message: ToVcpu): Promise<void> {
   switch (message.type) {
     case "boot":
       program.boot?.();
-      return post({ type: "booted" });
+      post({ type: "booted" });
+      return run(program, clock);
     case "load":
       program.load(message.registers.program);
       lastTickMs = message.registers.lastTickMs;
-      return post({ type: "loaded" });
-    case "run":
+      post({ type: "loaded" });
       return run(program, clock);
   }
 }
@@ -132,3 +136,4 @@ port.on("message", (message: ToVcpu) => {
     post({ type: "failed", message: failure.message, stack: failure.stack });
   });
 });
+post({ type: "up" });

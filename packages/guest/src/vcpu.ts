@@ -21,7 +21,7 @@ export class VcpuThreads {
     if (this.#isEnded) return;
     const fresh = Array.from({ length: Math.max(0, this.#ready - this.#idle.length) }, () => new Worker(THREAD));
     this.#idle.push(...fresh);
-    await Promise.all(fresh.map((worker) => new Promise((resolve) => worker.once("online", resolve))));
+    await Promise.all(fresh.map((worker) => new Promise((resolve) => worker.once("message", resolve))));
   }
 
   take(): Worker {
@@ -74,9 +74,12 @@ export class Vcpu {
     await this.#ask({ type: "load", registers }, "loaded");
   }
 
-  /** Resolves when the first step is about to begin. */
+  /** After boot or load. Resolves when the first step is about to begin. */
   async run(): Promise<void> {
-    await this.#ask({ type: "run" }, "running");
+    const running = this.#expect("running");
+    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Run);
+    Atomics.notify(this.#control, VcpuWord.REQUEST);
+    await running;
   }
 
   /** Resolves with the registers once the vCPU stands between two steps, and stays there. @throws {MigrationError} ERR_WORKLOAD_FAILED */

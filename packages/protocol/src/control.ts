@@ -1,6 +1,7 @@
 import { Packr } from "msgpackr";
 import { z } from "zod";
 import { MigrationError } from "./errors.js";
+import { isPlainData } from "./plain-data.js";
 import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, PAGE_BYTES, VCPUS_MAX } from "./limits.js";
 
 /**
@@ -24,13 +25,6 @@ const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
 const digest = z.string().regex(/^[0-9a-f]{16}$/);
 const code = z.string().max(64);
 const text = z.string().max(2000);
-/** Numbers, strings, booleans, null, bytes, and arrays and plain objects of them: msgpack can also carry dates, errors and other classes. */
-export function isPlainData(value: unknown, depth = 0): boolean {
-  if (value === null || ["number", "string", "boolean"].includes(typeof value) || value instanceof Uint8Array) return true;
-  if (typeof value !== "object" || depth > 16) return false;
-  if (Array.isArray(value)) return value.every((one) => isPlainData(one, depth + 1));
-  return Object.getPrototypeOf(value) === Object.prototype && Object.values(value).every((one) => isPlainData(one, depth + 1));
-}
 const plainData = z.unknown().refine((value) => isPlainData(value), "not plain data");
 const epoch = z
   .number()

@@ -1,12 +1,14 @@
+// What every thread may load. Messages (zod, msgpackr) and page blocks (lz4-napi) take a thread 100 ms to load and have entries of their own:
+// @precopy/protocol/control and @precopy/protocol/page-codec.
 export * from "./address.js";
-export * from "./control.js";
+export type * from "./control.js";
 export * from "./errors.js";
 export * from "./frame.js";
 export * from "./limits.js";
 export * from "./packet.js";
 export * from "./packet-decoder.js";
-export * from "./page-codec.js";
 export * from "./parameters.js";
+export * from "./plain-data.js";
 export * from "./progress.js";
 export * from "./quantities.js";
 export * from "./source-state.js";

@@ -43,6 +43,8 @@ export interface SourceAgentOptions {
 const REASON_MS = 200;
 
 const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
+/** For how long events may wait until the guest runs again. */
+const QUIET_MS = 30;
 /** As long as a Node timer can wait; something else ends it. */
 const NEVER_MS = 2 ** 31 - 1;
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
@@ -63,6 +65,8 @@ export class OutgoingMigration {
   #link: PageLink | undefined;
   #hashes: HashTable | undefined;
   #pauseTimer: NodeJS.Timeout | undefined;
+  readonly #untold: ProgressEvent[] = [];
+  #telling: NodeJS.Timeout | undefined;
   #isPaused = false;
   #pausedAtGuestMs = 0;
   #isAbandoned = false;
@@ -414,11 +418,26 @@ export class OutgoingMigration {
     this.#emit({ type: "phase", phase, atMs: performance.now() - this.acceptedAtMs });
   }
 
+  /**
+   * Tells the observers, but not while the guest stands still: waking other processes up costs it milliseconds on a busy host. What happens
+   * then is told QUIET_MS later at the latest.
+   */
   #emit(event: ProgressEvent): void {
-    try {
-      this.#options.onEvent?.(event);
-    } catch (error) {
-      process.emitWarning(MigrationError.from(error)); // an observer's mistake decides nothing about a guest
+    this.#untold.push(event);
+    const isQuiet = this.phase === "device" || this.phase === "committing";
+    if (!isQuiet) this.#tell();
+    else this.#telling ??= setTimeout(() => this.#tell(), QUIET_MS);
+  }
+
+  #tell(): void {
+    clearTimeout(this.#telling);
+    this.#telling = undefined;
+    for (const event of this.#untold.splice(0)) {
+      try {
+        this.#options.onEvent?.(event);
+      } catch (error) {
+        process.emitWarning(MigrationError.from(error)); // an observer's mistake decides nothing about a guest
+      }
     }
   }
 }

@@ -18,6 +18,9 @@ export interface TargetAgentOptions {
   holdAt?(point: string): Promise<void>;
 }
 
+/** How much later than it happened a phase is told. */
+const TELL_MS = 10;
+
 /** What one page channel has delivered. */
 interface Delivered {
   readonly round: number;
@@ -227,7 +230,8 @@ export class IncomingMigration {
 
   #enter(state: TargetState, cause?: MigrationError): void {
     this.#state = state;
-    this.#options.onPhase?.(this.guest.manifest.id, state.epoch, state.phase, cause);
+    // Not in this turn: the guest stands still, and whoever writes a log takes time.
+    setTimeout(() => this.#options.onPhase?.(this.guest.manifest.id, state.epoch, state.phase, cause), TELL_MS);
   }
 }
 

@@ -29,6 +29,8 @@ export type ToChannel =
   | { readonly type: "round"; readonly round: number; readonly words: Uint32Array; readonly pacing: number }
   | { readonly type: "end" };
 export type FromChannel =
+  /** Once, when the thread has loaded its modules. */
+  | { readonly type: "up" }
   | { readonly type: "ready"; readonly congestionControl: string | undefined }
   | ({ readonly type: "sent"; readonly round: number } & RoundSent)
   /** packets: received since the channel began, this FLUSH included. */

@@ -1,15 +1,6 @@
 import WebSocket from "ws";
-import {
-  CONNECT_TIMEOUT_MS,
-  CONTROL_MESSAGE_BYTES_MAX,
-  HEARTBEAT_MS,
-  MigrationError,
-  PEER_DEAD_MS,
-  decodeControl,
-  encodeControl,
-  formatAddress,
-  isErrorCode,
-} from "@precopy/protocol";
+import { CONNECT_TIMEOUT_MS, CONTROL_MESSAGE_BYTES_MAX, HEARTBEAT_MS, MigrationError, PEER_DEAD_MS, formatAddress, isErrorCode } from "@precopy/protocol";
+import { decodeControl, encodeControl } from "@precopy/protocol/control";
 import type { Address, ControlMessage, ControlType, Message } from "@precopy/protocol";
 
 export const CONTROL_PATH = "/v1/control";
@@ -128,7 +119,7 @@ export class ControlChannel {
     // A peer that went silent would never finish the closing handshake.
     if (reason.code === "ERR_PEER_DEAD") this.#socket.terminate();
     else this.#socket.close();
-    const kill = setTimeout(() => this.#socket.terminate(), HEARTBEAT_MS);
+    const kill = setTimeout(() => this.#socket.terminate(), HEARTBEAT_MS).unref();
     this.#socket.once("close", () => clearTimeout(kill));
     for (const waiter of [...this.#waiters]) waiter.reject(reason);
     this.onClose(reason);

@@ -38,7 +38,7 @@ export class ChannelThreads {
   async prepare(count: number): Promise<void> {
     const fresh = Array.from({ length: Math.max(0, count - this.#idle.length) }, () => this.#start());
     this.#idle.push(...fresh);
-    await Promise.all(fresh.map((worker) => once(worker, "online")));
+    await Promise.all(fresh.map((worker) => once(worker, "message")));
   }
 
   #start(): Worker {

@@ -1,16 +1,7 @@
 import { Bitmap } from "@precopy/guest";
 import type { GuestMemory, PageHashes } from "@precopy/guest";
-import {
-  BLOCK_PAGES,
-  BlockReader,
-  HEADER_BYTES,
-  MigrationError,
-  PAGE_BYTES,
-  PageEncoding,
-  RUN_BYTES,
-  STRIPE_PAGES,
-  channelOfPage,
-} from "@precopy/protocol";
+import { BLOCK_PAGES, HEADER_BYTES, MigrationError, PAGE_BYTES, PageEncoding, RUN_BYTES, STRIPE_PAGES, channelOfPage } from "@precopy/protocol";
+import { BlockReader } from "@precopy/protocol/page-codec";
 import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 
 /** Where a channel's pages go at the target. */
