@@ -27,13 +27,16 @@ export async function demo(args: readonly string[]): Promise<MigrationReport[]> 
   }
 }
 
-/** The figure of one pre-copy in a fresh demo. */
-export async function oneMigration(
+/** The figure of each of `repeats` pre-copy migrations, back and forth in one demo. */
+export async function figures(
   args: readonly string[],
+  repeats: number,
   figure: (report: MigrationReport) => number | null | undefined,
-): Promise<number> {
-  const [report] = await demo(["--modes", "precopy", ...args]);
-  const value = report === undefined ? undefined : figure(report);
-  if (typeof value !== "number") throw new Error("The report has no such figure");
-  return value;
+): Promise<number[]> {
+  const reports = await demo(["--modes", "precopy", "--repeats", String(repeats), ...args]);
+  return reports.map((report) => {
+    const value = figure(report);
+    if (typeof value !== "number") throw new Error("The report has no such figure");
+    return value;
+  });
 }
