@@ -75,6 +75,8 @@ try {
 
   const footprints: Record<string, Footprint> = { "b at the start": startB };
   const downtimes: number[] = [];
+  // Resident memory swings with the collector by some 30 MiB, so two moments cannot be compared; two stretches of nine counts can.
+  const residentOfB: number[] = [];
   let unproven = 0;
   for (let done = 1; done <= count; done++) {
     const isFromA = done % 2 === 1;
@@ -88,6 +90,7 @@ try {
     if ([20, 21, count - 1, count].includes(done)) await new Promise((resolve) => setTimeout(resolve, 1500));
     if (done === 20 || done === count) footprints[`b after ${done}`] = footprint(b);
     if (done === 21 || done === count - 1) footprints[`a after ${done}`] = footprint(a);
+    if (!isFromA) residentOfB.push(footprint(b).residentMiB);
     if (done % 20 === 0) console.log(`${done} migrations, last downtime ${downtimes.at(-1)} ms; b: ${JSON.stringify(footprint(b))}`);
   }
   client.write("finish");
@@ -100,6 +103,7 @@ try {
     client: { issued, acknowledged, lost, doubled, staleEpochAnswers, isVerified },
     downtimeMs: spreadOf(downtimes),
     footprints,
+    residentOfBMiB: { around20: spreadOf(residentOfB.slice(5, 14)), last9: spreadOf(residentOfB.slice(-9)) },
     environment: environment(),
   };
   console.log(JSON.stringify(result, null, 2));
