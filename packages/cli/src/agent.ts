@@ -93,7 +93,9 @@ export class Agent {
     try {
       await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
       // No rehearsal is worth an agent that does not start.
-      await rehearse(host, channelThreads, choosePump(options.pump), RELEASE).catch((error: unknown) => log.warn({ err: error }, "the rehearsal failed"));
+      await rehearse(host, channelThreads, choosePump(options.pump), RELEASE).catch((error: unknown) =>
+        log.warn({ err: error }, "the rehearsal failed"),
+      );
       agent.#port = await AgentPort.listen(
         options.listen,
         {

@@ -28,10 +28,7 @@ export interface VcpuRegisters {
   /** Guest time of its last tick. */
   readonly lastTickMs: number;
 }
-export type ToVcpu =
-  | VcpuSetup
-  | { readonly type: "boot" }
-  | { readonly type: "load"; readonly registers: VcpuRegisters };
+export type ToVcpu = VcpuSetup | { readonly type: "boot" } | { readonly type: "load"; readonly registers: VcpuRegisters };
 export type FromVcpu =
   | { readonly type: "ready"; readonly isDirectWriter: boolean }
   /** up: once, when the thread has loaded its modules. */

@@ -1,5 +1,13 @@
 import WebSocket from "ws";
-import { CONNECT_TIMEOUT_MS, CONTROL_MESSAGE_BYTES_MAX, HEARTBEAT_MS, MigrationError, PEER_DEAD_MS, formatAddress, isErrorCode } from "@precopy/protocol";
+import {
+  CONNECT_TIMEOUT_MS,
+  CONTROL_MESSAGE_BYTES_MAX,
+  HEARTBEAT_MS,
+  MigrationError,
+  PEER_DEAD_MS,
+  formatAddress,
+  isErrorCode,
+} from "@precopy/protocol";
 import { decodeControl, encodeControl } from "@precopy/protocol/control";
 import type { Address, ControlMessage, ControlType, Message } from "@precopy/protocol";
 

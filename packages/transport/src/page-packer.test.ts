@@ -2,7 +2,18 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { Bitmap } from "@precopy/guest";
 import type { GuestMemory } from "@precopy/guest";
-import { HEADER_BYTES, PACKET_PAGES_MAX, PAGE_BYTES, PacketKind, PageEncoding, RUN_BYTES, STRIPE_PAGES, channelOfPage, checkRunTable, decodeHeader } from "@precopy/protocol";
+import {
+  HEADER_BYTES,
+  PACKET_PAGES_MAX,
+  PAGE_BYTES,
+  PacketKind,
+  PageEncoding,
+  RUN_BYTES,
+  STRIPE_PAGES,
+  channelOfPage,
+  checkRunTable,
+  decodeHeader,
+} from "@precopy/protocol";
 import { BlockReader } from "@precopy/protocol/page-codec";
 import type { PacketHeader } from "@precopy/protocol";
 import fc from "fast-check";

@@ -1,6 +1,17 @@
 import { zeroDetector } from "@precopy/guest";
 import type { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
-import { BLOCK_PAGES, HEADER_BYTES, PACKET_PAGES_MAX, PACKET_ZERO_RUNS_MAX, PAGE_BYTES, PacketKind, PageEncoding, STRIPE_PAGES, TABLE_BYTES_MAX, encodeHeader } from "@precopy/protocol";
+import {
+  BLOCK_PAGES,
+  HEADER_BYTES,
+  PACKET_PAGES_MAX,
+  PACKET_ZERO_RUNS_MAX,
+  PAGE_BYTES,
+  PacketKind,
+  PageEncoding,
+  STRIPE_PAGES,
+  TABLE_BYTES_MAX,
+  encodeHeader,
+} from "@precopy/protocol";
 import { encodeBlock } from "@precopy/protocol/page-codec";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";

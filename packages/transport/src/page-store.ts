@@ -1,6 +1,15 @@
 import { Bitmap } from "@precopy/guest";
 import type { GuestMemory, PageHashes } from "@precopy/guest";
-import { BLOCK_PAGES, HEADER_BYTES, MigrationError, PAGE_BYTES, PageEncoding, RUN_BYTES, STRIPE_PAGES, channelOfPage } from "@precopy/protocol";
+import {
+  BLOCK_PAGES,
+  HEADER_BYTES,
+  MigrationError,
+  PAGE_BYTES,
+  PageEncoding,
+  RUN_BYTES,
+  STRIPE_PAGES,
+  channelOfPage,
+} from "@precopy/protocol";
 import { BlockReader } from "@precopy/protocol/page-codec";
 import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 
