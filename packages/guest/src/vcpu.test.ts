@@ -38,6 +38,7 @@ async function withCounter(use: (vcpu: Vcpu, count: () => number) => Promise<voi
       clock: clock.share(),
       nicAt: undefined,
     });
+    await vcpu.boot();
     await vcpu.run();
     await use(vcpu, () => access.loadU32(0));
   } finally {
