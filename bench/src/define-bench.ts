@@ -29,5 +29,5 @@ export function spreadOf(values: readonly number[]): Spread {
   const sorted = values.toSorted((one, other) => one - other);
   const at = (share: number): number => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
   const middle = sorted.length % 2 === 1 ? at(0.5) : (at(0.5) + (sorted[sorted.length / 2 - 1] ?? Number.NaN)) / 2;
-  return { median: middle, min: at(0), max: sorted.at(-1) ?? Number.NaN, p99: at(0.99) };
+  return { median: Math.round(middle * 1000) / 1000, min: at(0), max: sorted.at(-1) ?? Number.NaN, p99: at(0.99) };
 }

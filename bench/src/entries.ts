@@ -13,6 +13,7 @@ import { PAGE_BYTES } from "@precopy/protocol";
 import { defineBench } from "./define-bench.js";
 import type { Bench } from "./define-bench.js";
 import { figures } from "./migrations.js";
+import { PAUSE_ORDERS, pauses } from "./pause.js";
 
 const GIB = 2 ** 30;
 const LOADED = { memory: "8GiB", fill: "1GiB", "dirty-rate": "25k", "working-set": "64MiB" };
@@ -69,6 +70,18 @@ const collection = (name: string, run: () => Promise<number[]>): Bench =>
   });
 
 export const entries: readonly Bench[] = [
+  ...Object.entries(PAUSE_ORDERS).map(([name, order]) =>
+    defineBench({
+      name: `pause_${name}_ms`,
+      unit: "ms",
+      better: "lower",
+      workload: { workload: order.workload, memory: "64MiB", pauses: 500 },
+      runs: 1,
+      promise: { median: 0.2, row: "docs/promises.md" },
+      warmBytes: 0,
+      run: () => pauses(order),
+    }),
+  ),
   ...(whyNoMmuDirtyLog() === undefined
     ? [
         downtime("downtime_mmu_direct_ms", { "dirty-log": "mmu", pump: "direct" }, 15),

@@ -17,7 +17,9 @@ for (const { name, unit, better, workload, runs, promise, warmBytes, run } of en
   const isKept = promise === undefined || (better === "lower" ? spread.median <= promise.median : spread.median >= promise.median);
   isBroken ||= !isKept;
   const verdict = promise === undefined ? "" : ` promise ${promise.median}: ${isKept ? "kept" : "BROKEN"}`;
-  console.log(`${name}: median ${spread.median} ${unit} (${spread.min} to ${spread.max}, ${values.length} runs)${verdict}`);
+  console.log(
+    `${name}: median ${spread.median} ${unit}, p99 ${spread.p99} (${spread.min} to ${spread.max}, ${values.length} runs)${verdict}`,
+  );
   keepResult(name, {
     command: `npm run bench -- ${name}`,
     name,
