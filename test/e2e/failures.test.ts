@@ -121,6 +121,8 @@ describe("between COMMIT and ACTIVE", () => {
     const cancel = await precopy(["cancel", "--socket", source.socket]);
     assert.equal(cancel.code, 5);
     assert.match(cancel.stderr, /^precopy: ERR_CANCEL_TOO_LATE: /);
+    source.child.kill("SIGTERM");
+    assert.equal(await source.child.exited, 9, "told to end in doubt it ends by itself, with an exit code of its own");
     client.kill("SIGKILL");
   });
 

@@ -14,6 +14,8 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
   const log = pino({ level: options.logLevel, base: { agent: options.name } }, pino.destination({ dest: 2, sync: true }));
   const agent = await Agent.start(options, log);
   let commands: CommandSocket | undefined;
+  let code = 0;
+  let isLeftInDoubt = false;
   try {
     commands = await CommandSocket.listen(options.socket, {
       migrate: (request, onEvent) => {
@@ -27,13 +29,12 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
     if (options.isJson)
       printJson(run, { type: "listening", listen: formatAddress(agent.address), socket: options.socket, pid: process.pid });
     else run.output.write(`precopy listens on ${formatAddress(agent.address)}; commands: ${options.socket}\n`);
-    const code = await body(agent);
-    await commands.close();
-    return (await agent.close()) ? exitCodeOf("ERR_IN_DOUBT") : code; // a guest in doubt is nobody's to forget
+    code = await body(agent);
   } finally {
     await commands?.close();
-    await agent.close();
+    isLeftInDoubt = await agent.close();
   }
+  return isLeftInDoubt ? exitCodeOf("ERR_IN_DOUBT") : code; // a guest in doubt is nobody's to forget
 }
 
 /** `precopy target`. Resolves with the exit code when the user wants an end. */

@@ -73,6 +73,7 @@ function migration(
     rounds: ROUNDS,
     guestGapMs: null,
     afterwards: undefined,
+    congestionControl: "cubic",
     audit: null,
     guest: {
       epoch: 7,
@@ -244,13 +245,16 @@ describe("a migration's report", () => {
     assert.match(verdict({ audit: audit(4) }), /lost 4 of 200000 pages: do not trust/);
   });
 
-  it("repeats the parameters as on the command line, with the dirty log that was used", () => {
+  it("repeats the parameters as on the command line, with the dirty log and the congestion control that were used", () => {
     const { parameters } = migrationReport(
       FROM,
       migration("completed", {}, { multifdCompression: "lz4", downtimeLimitMs: 50 }),
       RESULT,
       undefined,
     );
-    assert.deepEqual([parameters["multifd-compression"], parameters["downtime-limit"], parameters["dirty-log"]], ["lz4", 50, "mmu"]);
+    assert.deepEqual(
+      [parameters["multifd-compression"], parameters["downtime-limit"], parameters["dirty-log"], parameters["congestion-control"]],
+      ["lz4", 50, "mmu", "cubic"],
+    );
   });
 });

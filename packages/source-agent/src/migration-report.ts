@@ -8,7 +8,17 @@ const round2 = (value: number): number => Math.round(value * 100) / 100;
 const sum = (rounds: readonly RoundProgress[], of: (round: RoundProgress) => number): number =>
   rounds.reduce((all, round) => all + of(round), 0);
 
-type Read = "to" | "epoch" | "phase" | "parameters" | "acceptedAtMs" | "rounds" | "guestGapMs" | "audit" | "afterwards";
+type Read =
+  | "to"
+  | "epoch"
+  | "phase"
+  | "parameters"
+  | "acceptedAtMs"
+  | "rounds"
+  | "guestGapMs"
+  | "audit"
+  | "afterwards"
+  | "congestionControl";
 /** What a report reads of a migration. */
 export type ReportedMigration = Pick<OutgoingMigration, Read> & { readonly guest: Pick<Guest, "manifest" | "epoch" | "dirtyLog"> };
 
@@ -102,7 +112,11 @@ export function migrationReport(
     "digest-equal": isProven ? audit !== null && audit.mismatched === 0 : null,
     audit: audit === null ? null : { ...audit, ms: round2(audit.ms) },
     verdict: verdict(migration, result, error),
-    parameters: { ...reportParameters(parameters), "dirty-log": migration.guest.dirtyLog },
+    parameters: {
+      ...reportParameters(parameters),
+      "dirty-log": migration.guest.dirtyLog,
+      "congestion-control": migration.congestionControl,
+    },
     error: error === undefined ? null : { code: error.code, message: error.message, remedy: error.remedy },
   };
 }

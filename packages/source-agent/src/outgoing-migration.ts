@@ -87,6 +87,11 @@ export class OutgoingMigration {
     this.epoch = Math.max(options.registry.journal.latestEpoch(guest.manifest.id), guest.epoch) + 1;
   }
 
+  /** What the page channels' sockets use where they are ours to set; null where the system's choice holds. */
+  get congestionControl(): string | null {
+    return this.#opened[0]?.congestionControl ?? null;
+  }
+
   get phase(): SourcePhase {
     return this.#migration?.state.phase ?? this.#outcome ?? "setup";
   }
@@ -353,8 +358,12 @@ export class OutgoingMigration {
   async #stop(reason: MigrationError): Promise<void> {
     this.#control?.send({ type: "abort", code: reason.code, message: reason.message.slice(0, 1000) });
     this.#control?.close(reason);
+    await this.#endLink(reason);
+  }
+
+  async #endLink(reason: MigrationError): Promise<void> {
     await this.#link?.stop(reason);
-    await Promise.all(this.#opened.map((channel) => channel.end()));
+    await Promise.all(this.#opened.map((channel) => channel.end())); // all of them, where the link was never made
   }
 
   /**
@@ -366,7 +375,7 @@ export class OutgoingMigration {
     const { id } = this.guest.manifest;
     clearTimeout(this.#pauseTimer);
     const state = this.#migration?.state;
-    if (state !== undefined && !sourceMayRunGuest(state) && state.phase !== "device") return;
+    if (state !== undefined && !sourceMayRunGuest(state) && state.phase !== "device") return this.#endLink(error);
     if (this.#migration === undefined) {
       this.#outcome = error.code === "ERR_CANCELLED" ? "cancelled" : "failed";
       this.#emitPhase(this.#outcome);
