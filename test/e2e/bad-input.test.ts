@@ -50,6 +50,27 @@ describe("bad input gets one clear line, a remedy and an exit code of its own", 
       assert.match(outcome.stderr, says);
     });
 
+  for (const [name, value] of [
+    ["PRECOPY_FAULT", "target.owner=kill"],
+    ["PRECOPY_FORGET_DIRTY", "10000"],
+  ] as const)
+    for (const role of ["source", "target"])
+      it(`a ${role} in production with a test's ${name} left in its environment`, async () => {
+        const args = [role, "--listen", "127.0.0.1:0", "--socket", `/tmp/precopy-bad-${process.pid}.sock`];
+        const outcome = await precopy(args, { env: { [name]: value } });
+        assert.equal(outcome.code, 2, outcome.stderr);
+        oneLine(outcome.stderr);
+        assert.match(outcome.stderr, new RegExp(`ERR_PARAMETER: ${name} is set.*--fault-points`));
+      });
+
+  it("a fault point that is not there", async () => {
+    const args = ["target", "--listen", "127.0.0.1:0", "--socket", `/tmp/precopy-bad-${process.pid}.sock`, "--fault-points"];
+    const outcome = await precopy(args, { env: { PRECOPY_FAULT: "target.nowhere=kill" } });
+    assert.equal(outcome.code, 2, outcome.stderr);
+    oneLine(outcome.stderr);
+    assert.match(outcome.stderr, /"target\.nowhere" is no fault point; known: source\.setup/);
+  });
+
   it("a peer that is no agent", async () => {
     const other = createServer((socket) => socket.end("220 mail.example ESMTP\r\n"));
     other.listen(0, "127.0.0.1");
@@ -129,6 +150,8 @@ describe("Ctrl-C and SIGTERM end every process cleanly and promptly", () => {
       target.child.kill("SIGTERM");
       assert.equal(await target.child.exited, 0);
       assert.equal(await migration.exited, 6);
+      source.child.kill("SIGINT");
+      await source.child.expect("held");
       source.child.kill("SIGINT");
       assert.equal(await source.child.exited, 0);
       assert.ok(performance.now() - started < 4000, "within 4 s, without the watchdog");

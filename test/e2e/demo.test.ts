@@ -31,7 +31,7 @@ for (const log of ["auto", "barrier"])
     // Long enough for some 40,000 pages to be collected, over a working set that rewrites few of the lost ones.
     const guest = ["--memory", "384MiB", "--fill", "256MiB", "--dirty-rate", "15k", "--working-set", "256MiB"];
     const { code, stderr } = await precopy(
-      ["demo", ...guest, "--max-bandwidth", "1Gbit", "--modes", "precopy", "--repeats", "2", "--dirty-log", log],
+      ["demo", ...guest, "--max-bandwidth", "1Gbit", "--modes", "precopy", "--repeats", "2", "--dirty-log", log, "--fault-points"],
       { env: { PRECOPY_FORGET_DIRTY: "10000" } },
     );
     assert.equal(code, 11, stderr);

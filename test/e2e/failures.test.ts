@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import type { JsonChild } from "@precopy/lab";
+import { FaultProxy } from "../faults/proxy.js";
 import { Lab, answersWithin, precopy, untilPhase } from "./lab.js";
 import type { AgentHandle } from "./lab.js";
-import { Link } from "./link.js";
 
 let lab: Lab;
-let link: Link | undefined;
+let link: FaultProxy | undefined;
 beforeEach(async () => {
   lab = new Lab();
   await lab.startSwitch();
@@ -21,37 +21,37 @@ afterEach(async () => {
 const phases = [
   {
     phase: "setup",
-    sourceHold: "source.setup:4000",
-    targetHold: undefined,
+    sourceFault: "source.setup=hold:4000",
+    targetFault: undefined,
     args: [],
     until: (child: JsonChild) => untilPhase(child, "setup"),
   },
   {
     phase: "active",
-    sourceHold: undefined,
-    targetHold: undefined,
+    sourceFault: undefined,
+    targetFault: undefined,
     args: ["--max-bandwidth", "60Mbit"],
     until: (child: JsonChild) => untilPhase(child, "active"),
   },
   {
     phase: "device",
-    sourceHold: "source.device:300",
-    targetHold: undefined,
+    sourceFault: "source.device=hold:300",
+    targetFault: undefined,
     args: [],
     until: (child: JsonChild) => untilPhase(child, "device"),
   },
   {
     phase: "prepared",
-    sourceHold: undefined,
-    targetHold: "target.prepared:900",
+    sourceFault: undefined,
+    targetFault: "target.prepared=hold:900",
     args: [],
     until: (child: JsonChild) => untilPhase(child, "device"),
   },
 ] as const;
 
-async function start({ sourceHold, targetHold }: (typeof phases)[number]): Promise<[AgentHandle, AgentHandle, JsonChild]> {
-  const source = await lab.source("a", [], sourceHold);
-  const target = await lab.agent("target", "b", [], targetHold);
+async function start({ sourceFault, targetFault }: (typeof phases)[number]): Promise<[AgentHandle, AgentHandle, JsonChild]> {
+  const source = await lab.source("a", [], sourceFault);
+  const target = await lab.agent("target", "b", [], targetFault);
   return [source, target, await lab.client()];
 }
 
@@ -80,7 +80,7 @@ describe("before COMMIT a dead target leaves the guest running at the source, as
   for (const phase of phases)
     it(`a link that falls silent without a FIN in ${phase.phase}`, async () => {
       const [source, target, client] = await start(phase);
-      link = await Link.to(target.listen);
+      link = await FaultProxy.to(target.listen);
       const migration = lab.migrate(source, link.address, phase.args);
       await phase.until(migration);
       link.fallSilent();
@@ -110,7 +110,7 @@ describe("before COMMIT a dead target leaves the guest running at the source, as
 describe("between COMMIT and ACTIVE", () => {
   it("a killed target leaves the source in doubt: it says so, does not run the guest, and refuses to cancel", async () => {
     const source = await lab.source("a");
-    const target = await lab.agent("target", "b", [], "target.commit:60000");
+    const target = await lab.agent("target", "b", [], "target.commit=hold:60000");
     const client = await lab.client();
     const migration = lab.migrate(source, target.listen);
     await target.child.expect("hold");
@@ -122,20 +122,23 @@ describe("between COMMIT and ACTIVE", () => {
     assert.equal(cancel.code, 5);
     assert.match(cancel.stderr, /^precopy: ERR_CANCEL_TOO_LATE: /);
     source.child.kill("SIGTERM");
-    assert.equal(await source.child.exited, 9, "told to end in doubt it ends by itself, with an exit code of its own");
+    await source.child.expect("held");
+    assert.equal((await lab.guestAt(source))?.phase, "in-doubt", "the first signal does not end what may be the only copy");
+    source.child.kill("SIGTERM");
+    assert.equal(await source.child.exited, 9, "told twice it ends, with an exit code of its own");
     client.kill("SIGKILL");
   });
 
   it("a link that falls silent and comes back ends the doubt by itself: the guest runs at the target, nothing lost", async () => {
     const source = await lab.source("a");
-    const target = await lab.agent("target", "b", [], "target.commit:700");
+    const target = await lab.agent("target", "b", [], "target.commit=hold:700");
     const client = await lab.client();
-    link = await Link.to(target.listen);
+    link = await FaultProxy.to(target.listen);
     const migration = lab.migrate(source, link.address);
     await target.child.expect("hold");
     link.fallSilent();
     await untilPhase(migration, "in-doubt");
-    link.comeBack();
+    await link.comeBack();
     await untilPhase(migration, "completed");
     assert.equal(await migration.exited, 0);
     client.write("finish");
@@ -145,13 +148,13 @@ describe("between COMMIT and ACTIVE", () => {
 });
 
 describe("cancel", () => {
-  for (const { phase, hold, args } of [
-    { phase: "setup", hold: "source.setup:1500", args: [] },
-    { phase: "active", hold: undefined, args: ["--max-bandwidth", "60Mbit"] },
-    { phase: "device", hold: "source.device:500", args: [] },
+  for (const { phase, fault, args } of [
+    { phase: "setup", fault: "source.setup=hold:1500", args: [] },
+    { phase: "active", fault: undefined, args: ["--max-bandwidth", "60Mbit"] },
+    { phase: "device", fault: "source.device=hold:500", args: [] },
   ] as const)
     it(`in ${phase} the guest runs on at the source and the target is free again`, async () => {
-      const source = await lab.source("a", [], hold);
+      const source = await lab.source("a", [], fault);
       const target = await lab.agent("target", "b");
       const client = await lab.client();
       const migration = lab.migrate(source, target.listen, args);

@@ -48,10 +48,11 @@ export class Lab {
   readonly #children: JsonChild[] = [];
   #switch = "";
 
-  /** @param hold PRECOPY_HOLD for that process: POINT:MS. */
-  start(name: string, args: readonly string[], hold?: string): JsonChild {
-    const env = hold === undefined ? [] : ["env", `PRECOPY_HOLD=${hold}`];
-    const child = new JsonChild(name, [...env, process.execPath, PRECOPY, ...args, "--json"]);
+  /** @param fault PRECOPY_FAULT for that process, an agent: POINT=hold:MS or POINT=kill. */
+  start(name: string, args: readonly string[], fault?: string): JsonChild {
+    const env = fault === undefined ? [] : ["env", `PRECOPY_FAULT=${fault}`];
+    const allowed = fault === undefined ? [] : ["--fault-points"];
+    const child = new JsonChild(name, [...env, process.execPath, PRECOPY, ...args, ...allowed, "--json"]);
     this.#children.push(child);
     return child;
   }
@@ -60,18 +61,23 @@ export class Lab {
     this.#switch = String((await this.start("switch", ["switch", "--listen", "127.0.0.1:0"]).expect("listening"))["listen"]);
   }
 
-  async agent(role: "source" | "target", name: string, args: readonly string[] = [], hold?: string): Promise<AgentHandle> {
+  async agent(role: "source" | "target", name: string, args: readonly string[] = [], fault?: string): Promise<AgentHandle> {
     const socket = join(this.#folder, `${name}.sock`);
     const network = this.#switch === "" ? [] : ["--switch", this.#switch];
     const common = ["--listen", "127.0.0.1:0", "--name", name, "--socket", socket, "--state-dir", join(this.#folder, name), ...network];
-    const child = this.start(name, [role, ...common, ...args], hold);
+    const child = this.start(name, [role, ...common, ...args], fault);
     const { listen } = await child.expect("listening");
     if (role === "source") await child.expect("running");
     return { child, name, listen: String(listen), socket };
   }
 
+  /** The agent anew, after it died: the same name, journal and port, and no guest. */
+  async restart({ name, listen }: AgentHandle, args: readonly string[] = []): Promise<AgentHandle> {
+    return this.agent("target", name, ["--listen", listen, ...args]);
+  }
+
   /** A guest of `memory` whose first vCPU answers the client, at a source agent. */
-  source(name: string, args: readonly string[] = [], hold?: string): Promise<AgentHandle> {
+  source(name: string, args: readonly string[] = [], fault?: string): Promise<AgentHandle> {
     const guest = [
       "--guest",
       "g",
@@ -86,7 +92,7 @@ export class Lab {
       "--dirty-rate",
       "2000",
     ];
-    return this.agent("source", name, [...guest, ...args], hold);
+    return this.agent("source", name, [...guest, ...args], fault);
   }
 
   async client(): Promise<JsonChild> {
@@ -108,6 +114,12 @@ export class Lab {
     for (const child of this.#children.toReversed()) await child.end();
     rmSync(this.#folder, { recursive: true, force: true });
   }
+}
+
+/** Runs a command against an agent and reads what it prints as JSON. */
+export async function ask(agent: AgentHandle, ...args: string[]): Promise<Outcome & { readonly json: Record<string, unknown> }> {
+  const outcome = await precopy([...args, "--socket", agent.socket, "--json"]);
+  return { ...outcome, json: outcome.stdout === "" ? {} : JSON.parse(outcome.stdout) };
 }
 
 /** Marks the client's window, lets `ms` pass, and returns how many answers came in it. */

@@ -14,6 +14,7 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
   const log = pino({ level: options.logLevel, base: { agent: options.name } }, pino.destination({ dest: 2, sync: true }));
   const agent = await Agent.start(options, log);
   let commands: CommandSocket | undefined;
+  let release = (): void => {};
   let code = 0;
   let isLeftInDoubt = false;
   try {
@@ -25,16 +26,52 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
       },
       status: () => agent.status(),
       cancel: () => agent.cancel(),
+      resolve: (request) => agent.resolve(request),
+      whoOwns: (guest, peer) => agent.whoOwns(guest, peer),
     });
+    release = run.stopping.guard((count) => mayEnd(agent, options, run, count));
     if (options.isJson)
       printJson(run, { type: "listening", listen: formatAddress(agent.address), socket: options.socket, pid: process.pid });
     else run.output.write(`precopy listens on ${formatAddress(agent.address)}; commands: ${options.socket}\n`);
     code = await body(agent);
   } finally {
+    release();
     await commands?.close();
     isLeftInDoubt = await agent.close();
   }
   return isLeftInDoubt ? exitCodeOf("ERR_IN_DOUBT") : code; // a guest in doubt is nobody's to forget
+}
+
+/**
+ * A guest would end with its agent, so the first signal does not end an agent that has one: a migration in progress is waited for, one to
+ * --evacuate-to is begun, and if the guest leaves so does the agent. The second signal insists.
+ */
+function mayEnd(agent: Agent, options: AgentOptions, run: RunContext, count: number): boolean {
+  const { guestId } = agent;
+  if (guestId === undefined || count > 1) return true;
+  const say = (error: MigrationError): void => {
+    if (options.isJson) printJson(run, { type: "held", guest: guestId, code: error.code, message: error.message });
+    process.stderr.write(`${formatError(error)}\n`);
+  };
+  const held = (what: string): MigrationError =>
+    new MigrationError("ERR_GUEST_HELD", `${what}, and guest ${guestId} would end with this agent`);
+  const endIfLeft = (): void => {
+    if (agent.guestId === undefined) run.stopping.stop();
+    else say(held("It did not leave"));
+  };
+  if (agent.isMigrating) {
+    say(held("A migration is in progress"));
+    void agent.migrationEnded().then(endIfLeft);
+  } else if (options.evacuateTo !== undefined) {
+    const to = options.evacuateTo;
+    if (options.isJson) printJson(run, { type: "evacuating", guest: guestId, to: formatAddress(to) });
+    else process.stderr.write(`precopy: moving guest ${guestId} to ${formatAddress(to)} before the end; signal again to insist\n`);
+    agent
+      .migrate(to, {}, () => {})
+      .catch((error: unknown) => process.stderr.write(`${formatError(MigrationError.from(error))}\n`))
+      .finally(endIfLeft);
+  } else say(held("Nowhere to move it was given"));
+  return false;
 }
 
 /** `precopy target`. Resolves with the exit code when the user wants an end. */

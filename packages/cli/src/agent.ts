@@ -1,4 +1,6 @@
+import { hostname } from "node:os";
 import {
+  FileArbiter,
   Guest,
   GuestRegistry,
   Journal,
@@ -12,16 +14,19 @@ import {
   layOutGuest,
   whyNoMmuDirtyLog,
 } from "@precopy/guest";
-import type { DirtyLogKind, GuestHost, VcpuOrder } from "@precopy/guest";
-import { MigrationError, formatAddress, guestTag, isLoopback, macOf } from "@precopy/protocol";
-import type { Address, MigrationParameters, MigrationReport, ProgressEvent } from "@precopy/protocol";
+import type { Arbiter, DirtyLogKind, GuestHost, VcpuOrder } from "@precopy/guest";
+import { bootId } from "@precopy/linux";
+import { MigrationError, formatAddress, guestTag, isLoopback, macOf, parseAddress } from "@precopy/protocol";
+import type { Address, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
 import { SourceAgent } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
-import { AgentPort, ChannelThreads, choosePump } from "@precopy/transport";
+import { AgentPort, ChannelThreads, askWhoOwns, choosePump } from "@precopy/transport";
 import type { Logger } from "pino";
 import { RELEASE } from "./args.js";
 import type { AgentOptions, GuestOptions } from "./args.js";
-import { holdAt } from "./hold.js";
+import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
+import { forgetDirtyEvery, reachPoint } from "./fault-points.js";
+import { Lease } from "./lease.js";
 import { rehearse } from "./rehearsal.js";
 import type { AgentStatus } from "./render.js";
 
@@ -38,26 +43,61 @@ export class Agent {
   readonly #channelThreads: ChannelThreads;
   readonly #source: SourceAgent;
   readonly #target: TargetAgent;
+  /** And the name under which this agent owns guests there. */
+  readonly #arbiter: { readonly arbiter: Arbiter; readonly owner: string } | undefined;
+  readonly #lease: Lease | undefined;
+  /** When the copy that runs here was taken, if later operations were given up for it; ISO 8601. */
+  #copyAt: string | null = null;
   readonly #listeners = new Set<(event: ProgressEvent) => void>();
   #port: AgentPort | undefined;
   #isClosed = false;
 
-  private constructor(options: AgentOptions, host: GuestHost, channelThreads: ChannelThreads, log: Logger) {
+  private constructor(
+    options: AgentOptions,
+    host: GuestHost,
+    channelThreads: ChannelThreads,
+    reach: (point: string) => Promise<void>,
+    log: Logger,
+  ) {
     this.#options = options;
     this.#log = log;
     this.#host = host;
     this.#channelThreads = channelThreads;
     this.#registry = new GuestRegistry(new Journal(options.stateDir), options.memoryLimitBytes);
-    const roles = { registry: this.#registry, guests: host, threads: channelThreads, release: RELEASE, holdAt };
-    this.#source = new SourceAgent({ ...roles, onEvent: (event) => this.#publish(event) }, () => this.address);
+    // Two agents of one name on two hosts are two owners; and so is the agent that a restarted host has.
+    const owner = `${options.name}@${formatAddress(options.listen)}@${bootId() ?? hostname()}`;
+    this.#arbiter = options.arbiter === undefined ? undefined : { arbiter: new FileArbiter(options.arbiter), owner };
+    const roles = { registry: this.#registry, guests: host, threads: channelThreads, release: RELEASE, arbiter: this.#arbiter, reach };
+    this.#source = new SourceAgent(
+      { ...roles, onEvent: (event) => this.#publish(event), address: () => this.#port?.address },
+      () => this.address,
+    );
     this.#target = new TargetAgent({
       ...roles,
       pump: choosePump(options.pump),
+      ownership: (guest) => this.ownership(guest),
+      onAdmitted: (guest) => this.#source.forget(guest),
       onPhase: (guest, epoch, phase, cause) => {
         const failure = cause === undefined ? {} : { code: cause.code, remedy: cause.remedy, reason: cause.message };
         log[cause === undefined ? "info" : "warn"]({ guest, epoch, phase, ...failure }, `incoming guest ${phase}`);
+        if (phase === "active") this.#copyAt = null; // the source's very last state
       },
     });
+    this.#lease =
+      this.#arbiter &&
+      new Lease({
+        ...this.#arbiter,
+        owned: () => (this.#source.isDecided ? undefined : this.#registry.guest),
+        stop: async (guest, reason) => {
+          log.error({ guest: guest.manifest.id, code: reason.code, remedy: reason.remedy }, `the guest stands still: ${reason.message}`);
+          await this.#source.cancel().catch(() => {}); // it would pause the guest as well
+          if (this.#registry.guest === guest) await guest.pause();
+        },
+        goOn: (guest) => {
+          log.warn({ guest: guest.manifest.id }, "the arbiter's lease holds again, the guest goes on");
+          guest.resume();
+        },
+      });
   }
 
   /** Starts threads, then listens. @throws {MigrationError} ERR_INSECURE_LISTEN, ERR_PORT_IN_USE, ERR_DIRTY_LOG_UNAVAILABLE, ERR_PARAMETER */
@@ -67,11 +107,13 @@ export class Agent {
         "ERR_INSECURE_LISTEN",
         `${options.listen.host} is not a loopback address, and peers are not authenticated yet`,
       );
+    // Before there is a thread: a refusal ends the process at once.
+    const reach = reachPoint(process.env, options.hasFaultPoints);
+    const forgetEvery = forgetDirtyEvery(process.env, options.hasFaultPoints);
     const workloads = new WorkloadCatalogue();
     if (options.workloads.directory !== undefined) workloads.addDirectory(options.workloads.directory);
     for (const { name, file } of options.workloads.files) workloads.add(name, file);
     const dirtyLog = chooseDirtyLog(options.dirtyLog, log);
-    const forgetEvery = Number(process.env["PRECOPY_FORGET_DIRTY"] ?? 0);
     if (forgetEvery > 0) log.warn({ forgetEvery }, "PRECOPY_FORGET_DIRTY is set: the dirty log loses pages on purpose");
     const threads = new VcpuThreads(READY_VCPUS);
     const channelThreads = new ChannelThreads();
@@ -89,7 +131,7 @@ export class Agent {
         return new Nic({ access, at: 0, mac: device.mac, backend, wakeGuest });
       },
     };
-    const agent = new Agent(options, host, channelThreads, log);
+    const agent = new Agent(options, host, channelThreads, reach, log);
     try {
       await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
       // No rehearsal is worth an agent that does not start.
@@ -105,6 +147,9 @@ export class Agent {
         RELEASE,
       );
       log.info({ ...agent.address, dirtyLog, pump: choosePump(options.pump), name: options.name }, "agent listens");
+      for (const { guest, epoch } of agent.#registry.journal.settle())
+        log.warn({ guest, epoch }, "a copy was prepared here when an earlier process ended: it never ran, and never will");
+      agent.#source.recover();
       return agent;
     } catch (error) {
       await agent.close();
@@ -122,17 +167,19 @@ export class Agent {
     const manifest = layOutGuest(id, options.memoryBytes, vcpuOrders(id, options), hasNic, this.#host.workloads);
     const reservation = this.#registry.reserve(id, options.memoryBytes, undefined);
     try {
+      const epoch = Math.max(reservation.epoch, ((await this.#arbiter?.arbiter.read(id))?.epoch ?? 0) + 1);
+      await this.#arbiter?.arbiter.acquire(id, this.#arbiter.owner, epoch);
       const guest = await Guest.create(manifest, this.#host);
       try {
         await guest.boot();
-        await guest.run(reservation.epoch, false);
+        await guest.run(epoch, false);
       } catch (error) {
         await guest.destroy();
         throw error;
       }
-      this.#registry.journal.record(id, reservation.epoch, "booted");
+      this.#registry.journal.record(id, epoch, "booted");
       reservation.keep(guest);
-      this.#log.info({ guest: id, epoch: reservation.epoch, memoryBytes: options.memoryBytes, dirtyLog: guest.dirtyLog }, "guest runs");
+      this.#log.info({ guest: id, epoch, memoryBytes: options.memoryBytes, dirtyLog: guest.dirtyLog }, "guest runs");
     } finally {
       reservation.release();
     }
@@ -158,6 +205,84 @@ export class Agent {
     return this.#registry.guest?.manifest.id;
   }
 
+  /** What this agent knows of a guest. */
+  ownership(guest: string): Ownership {
+    const { journal } = this.#registry;
+    const { standing, last } = journal.standing(guest);
+    const left = journal.departure(guest);
+    const at = left ?? last;
+    const known = { guest, epoch: journal.latestEpoch(guest), at: at?.at ?? null, peer: at?.peer || null };
+    if (this.guestId === guest)
+      // In doubt it is about the attempt's epoch, which the journal has; an owner runs at the guest's own.
+      return this.#source.isDecided
+        ? { ...known, standing: "in-doubt" }
+        : { ...known, standing: "owner", epoch: this.#registry.require().epoch };
+    const { incoming } = this.#target;
+    if (incoming?.guest.manifest.id === guest) {
+      const phase = incoming.state.phase === "prepared" ? "prepared" : "receiving";
+      return { ...known, standing: phase, epoch: incoming.state.epoch, peer: incoming.peer ?? null };
+    }
+    // A later offer that came to nothing does not change where the guest went.
+    return { ...known, standing: left === undefined ? standing : left.decision === "completed" ? "moved" : "in-doubt" };
+  }
+
+  /** Asks the other side, too. @param peer where to ask; default what the journal knows of it. @throws {MigrationError} ERR_NO_GUEST */
+  async whoOwns(guest: string | undefined, peer: string | undefined): Promise<WhoOwnsAnswer> {
+    const id = guest ?? this.guestId ?? this.#target.incoming?.guest.manifest.id;
+    if (id === undefined) throw new MigrationError("ERR_NO_GUEST", "No guest is here: name one with --guest");
+    const here = this.ownership(id);
+    const there = peer ?? here.peer;
+    if (there === null) return { here, there: null, thereError: null };
+    try {
+      return { here, there: await askWhoOwns(parseAddress(there), id), thereError: null };
+    } catch (thrown) {
+      const { code, message } = MigrationError.from(thrown);
+      return { here, there: null, thereError: { code, message } };
+    }
+  }
+
+  /** An operator's word on a guest in doubt. @throws {MigrationError} what makes it unsafe, or ERR_NOTHING_TO_RESOLVE */
+  async resolve(request: ResolveRequest): Promise<Resolution> {
+    const { guest } = request;
+    const told = (copyAt: number | undefined): string | null => (copyAt === undefined ? null : new Date(copyAt).toISOString());
+    if (this.#target.incoming?.guest.manifest.id === guest) {
+      const { there } = await this.whoOwns(guest, undefined);
+      const done = await this.#target.resolve(guest, request, there ?? undefined);
+      this.#copyAt = told(done.copyAt);
+      this.#log.warn({ ...done, copyAt: this.#copyAt }, `guest ${guest} ${done.outcome} by the operator`);
+      return { ...done, guest, isRolledBack: done.copyAt !== undefined, copyAt: this.#copyAt };
+    }
+    const { standing } = this.ownership(guest);
+    if (request.way === "give-up" && (standing === "moved" || standing === "gone")) return this.#forgetGuest(request, standing);
+    const done = await this.#source.resolve(guest, request);
+    if (done.copyAt !== undefined) this.#copyAt = told(done.copyAt);
+    this.#log.warn({ ...done }, `guest ${guest} ${done.outcome} by the operator`);
+    return { ...done, guest, isRolledBack: done.copyAt !== undefined, copyAt: told(done.copyAt) };
+  }
+
+  /** Only the journal knows of it: with this it may be booted anew. */
+  #forgetGuest({ guest, isOtherSideFenced }: ResolveRequest, standing: "moved" | "gone"): Resolution {
+    const { epoch, peer } = this.ownership(guest);
+    if (standing === "moved" && !isOtherSideFenced)
+      throw new MigrationError("ERR_NOT_FENCED", `Guest ${guest} moved to ${String(peer)} at epoch ${epoch}, and may run there`);
+    this.#registry.journal.record(guest, epoch, "given-up");
+    return { guest, epoch, outcome: "given-up", isRolledBack: false, copyAt: null };
+  }
+
+  /** A guest is here, running or in doubt, that would end with this agent. */
+  get holdsGuest(): boolean {
+    return this.#registry.guest !== undefined;
+  }
+
+  get isMigrating(): boolean {
+    return this.#source.isMigrating;
+  }
+
+  /** Resolves when the migration in progress has ended, however it does. */
+  migrationEnded(): Promise<void> {
+    return this.#source.ended();
+  }
+
   /** Of the migration in progress, whichever way it goes. @throws {MigrationError} ERR_NO_GUEST, ERR_CANCEL_TOO_LATE */
   async cancel(): Promise<void> {
     if (this.#target.isReceiving) await this.#target.cancel();
@@ -180,7 +305,12 @@ export class Agent {
               vcpus: shown.manifest.vcpus.length,
               phase: guest === undefined ? (incoming?.state.phase ?? "") : this.#phaseOfOwn(),
               "dirty-log": shown.dirtyLog,
+              "copy-at": guest === undefined ? null : this.#copyAt,
             },
+      unresolved: this.#registry.journal
+        .guests()
+        .map((id) => this.ownership(id))
+        .filter(({ guest: id, standing }) => id !== this.guestId && standing === "in-doubt"),
       "query-migrate": this.#source.query(),
       verdict: this.#source.report?.verdict ?? null,
     };
@@ -196,8 +326,12 @@ export class Agent {
   async close(): Promise<boolean> {
     if (this.#isClosed) return false;
     this.#isClosed = true;
+    this.#lease?.end();
     const isLeftInDoubt = await this.#source.close();
     await this.#target.close();
+    const { guest } = this.#registry;
+    if (guest !== undefined && !isLeftInDoubt)
+      await this.#arbiter?.arbiter.release(guest.manifest.id, this.#arbiter.owner, guest.epoch).catch(() => {}); // its lease ends by itself
     await this.#port?.close();
     await this.#registry.guest?.destroy();
     this.#registry.journal.close();
@@ -208,6 +342,7 @@ export class Agent {
   #publish(event: ProgressEvent): void {
     if (event.type === "phase") this.#log.info({ phase: event.phase, atMs: Math.round(event.atMs) }, "migration phase");
     else if (event.type === "round") this.#log.debug(event, "round");
+    else if (event.type === "link") this.#log.warn(event, event.what);
     else if (event.type === "failed") this.#log.warn({ code: event.code, phase: event.phase, remedy: event.remedy }, event.message);
     else if (event.type === "done") this.#log.info({ verdict: event.report.verdict }, "migration done");
     this.#port?.publish(event);

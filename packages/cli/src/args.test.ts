@@ -6,7 +6,17 @@ import { CommanderError } from "@commander-js/extra-typings";
 import { DEFAULT_PARAMETERS, MigrationError } from "@precopy/protocol";
 import type { ErrorCode } from "@precopy/protocol";
 import { RELEASE, buildProgram, socketPath, statePath } from "./args.js";
-import type { Actions, ClientOptions, DemoOptions, MigrateOptions, SourceOptions, SwitchOptions, TargetOptions } from "./args.js";
+import type {
+  Actions,
+  ClientOptions,
+  DemoOptions,
+  MigrateOptions,
+  ResolveOptions,
+  SourceOptions,
+  SwitchOptions,
+  TargetOptions,
+  WhoOwnsOptions,
+} from "./args.js";
 
 /** Runs one command line against actions that only remember. */
 async function run(...words: string[]) {
@@ -22,6 +32,8 @@ async function run(...words: string[]) {
     migrate: remember("migrate"),
     status: remember("status"),
     cancel: remember("cancel"),
+    resolve: remember("resolve"),
+    whoOwns: remember("whoOwns"),
     switch: remember("switch"),
     client: remember("client"),
     demo: remember("demo"),
@@ -42,7 +54,7 @@ async function options<T>(...words: string[]): Promise<T> {
   assert.equal(thrown, undefined);
   assert.deepEqual(
     calls.map(({ command }) => command),
-    [words[0]],
+    [words[0] === "who-owns" ? "whoOwns" : words[0]],
   );
   return calls[0]?.options as T;
 }
@@ -71,7 +83,10 @@ describe("source", () => {
       switchAddress: undefined,
       logLevel: "warn",
       workloads: { files: [], directory: undefined },
+      evacuateTo: undefined,
+      arbiter: undefined,
       isJson: false,
+      hasFaultPoints: false,
       vcpus: ["random-writer"],
       memoryBytes: 2 ** 31,
       fill: { bytes: 0, kind: "random" },
@@ -88,7 +103,8 @@ describe("source", () => {
   it("reads every option in its unit", async () => {
     const line =
       "--listen 0.0.0.0:5000 --insecure --name a --socket /run/x.sock --state-dir /var/x --memory-limit 4GiB --dirty-log barrier " +
-      "--pump portable --switch sw --log-level debug --workload-dir ./w --json --memory 8GiB --dirty-rate 1.5M --working-set 1M " +
+      "--pump portable --switch sw --log-level debug --workload-dir ./w --evacuate-to [::1] --arbiter ./a --fault-points --json " +
+      "--memory 8GiB --dirty-rate 1.5M --working-set 1M " +
       "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --digest on " +
       "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
@@ -104,7 +120,10 @@ describe("source", () => {
       switchAddress: { host: "sw", port: 4747 },
       logLevel: "debug",
       workloads: { files: [], directory: "./w" },
+      evacuateTo: { host: "::1", port: 4646 },
+      arbiter: join(process.cwd(), "a"),
       isJson: true,
+      hasFaultPoints: true,
       vcpus: ["random-writer"],
       memoryBytes: 2 ** 33,
       fill: { bytes: 2 ** 30, kind: "text" },
@@ -210,9 +229,15 @@ describe("a bad value is refused with its option and text", () => {
     ["target --listen [::]:4646", /^--listen \[::\]:4646 is open/, "ERR_INSECURE_LISTEN"],
     ["switch --listen 10.0.0.1", /^--listen 10.0.0.1:4747 is open/, "ERR_INSECURE_LISTEN"],
     ["source --migrate-to host:0", /^--migrate-to: "host:0": nobody can be reached at port 0$/, "ERR_ADDRESS"],
+    ["target --evacuate-to host:0", /^--evacuate-to: "host:0": nobody can be reached at port 0$/, "ERR_ADDRESS"],
     ["target --workload idle", /^--workload: "idle" names no file, and a target only registers: give idle=FILE$/],
     ["migrate host:99999", /^HOST:PORT host:99999: Port 99999 is above 65535$/, "ERR_ADDRESS"],
     ["migrate host --max-bandwidth 0.1", /^--max-bandwidth: "0.1" is too small$/],
+    ["resolve --guest g", /^one is needed: --take-back or --give-up$/],
+    ["resolve --guest g --take-back --give-up", /^not both: --take-back or --give-up$/],
+    ["resolve --guest g --give-up --accept-rollback", /^--accept-rollback goes with --take-back/],
+    ["resolve --guest ../g --give-up", /^--guest: "..\/g" is not a name/],
+    ["who-owns --peer host:0", /^--peer: "host:0": nobody can be reached at port 0$/, "ERR_ADDRESS"],
     ["client --guest g --rate 0", /^--rate: "0" is out of range, must be 1 to 1000000$/],
     ["client --guest g --duration 1h", /^--duration: "1h" is not a time/],
     ["client --guest g --switch x:0", /^--switch: "x:0"/, "ERR_ADDRESS"],
@@ -232,6 +257,8 @@ describe("what is no command or flag", () => {
     ["migrate", /^precopy: missing required argument 'HOST:PORT'\n$/],
     ["status now", /^precopy: too many arguments for 'status'\. Expected 0 arguments but got 1\.\n$/],
     ["client", /^precopy: required option '--guest <ID>' not specified\n$/],
+    ["resolve --take-back", /^precopy: required option '--guest <ID>' not specified\n$/],
+    ["who-owns g", /^precopy: too many arguments for 'who-owns'\. Expected 0 arguments but got 1\.\n$/],
     ["source --memory", /^precopy: option '--memory <SIZE>' argument missing\n$/],
     ["source --fill", /^precopy: option '--fill <SIZE:KIND>' argument missing\n$/],
     ["demo --mode precopy", /^precopy: unknown option '--mode' \(Did you mean --modes\?\)\n$/],
@@ -263,7 +290,7 @@ describe("help", () => {
   });
 
   it("states the default of every option of every command that takes a value", async () => {
-    for (const command of ["source", "target", "migrate", "status", "cancel", "switch", "client", "demo"]) {
+    for (const command of ["source", "target", "migrate", "status", "cancel", "who-owns", "resolve", "switch", "client", "demo"]) {
       const { out, thrown } = await run(command, "--help");
       assert.ok(thrown instanceof CommanderError && thrown.exitCode === 0);
       const [, list = ""] = out.split("Options:\n");
@@ -273,6 +300,11 @@ describe("help", () => {
         assert.doesNotMatch(text, /default: (\[|\{|undefined|auto\b[^:])/, `${command}: ${text}`);
       }
     }
+  });
+
+  it("does not show --fault-points, which is for tests", async () => {
+    for (const command of ["source", "target", "demo"]) assert.doesNotMatch((await run(command, "--help")).out, /fault-points/);
+    assert.equal((await options<TargetOptions>("target", "--fault-points")).hasFaultPoints, true);
   });
 });
 
@@ -315,6 +347,44 @@ describe("the other commands", () => {
     assert.deepEqual(await options("cancel", "--socket", "s"), { name: "default", socket: join(process.cwd(), "s") });
   });
 
+  it("who-owns asks about whichever guest is here, and whoever it was handed over with, unless both are named", async () => {
+    assert.deepEqual(await options<WhoOwnsOptions>("who-owns"), {
+      name: "default",
+      socket: socketPath("default"),
+      guest: undefined,
+      peer: undefined,
+      isJson: false,
+    });
+    const { guest, peer, isJson } = await options<WhoOwnsOptions>("who-owns", "--guest", "g", "--peer", "other", "--json");
+    assert.deepEqual({ guest, peer, isJson }, { guest: "g", peer: { host: "other", port: 4646 }, isJson: true });
+  });
+
+  it("resolve takes nothing for granted: the fence and the rollback have to be said", async () => {
+    const given = await options<ResolveOptions>("resolve", "--guest", "g", "--take-back");
+    assert.deepEqual(given, {
+      name: "default",
+      socket: socketPath("default"),
+      guest: "g",
+      way: "take-back",
+      isOtherSideFenced: false,
+      isRollbackAccepted: false,
+      isJson: false,
+    });
+    const all = await options<ResolveOptions>(
+      ...["resolve", "--guest", "g", "--take-back", "--other-side-is-fenced", "--accept-rollback", "--name", "b", "--json"],
+    );
+    assert.deepEqual(all, {
+      ...given,
+      name: "b",
+      socket: socketPath("b"),
+      isOtherSideFenced: true,
+      isRollbackAccepted: true,
+      isJson: true,
+    });
+    const { way, isOtherSideFenced } = await options<ResolveOptions>("resolve", "--guest", "g", "--give-up", "--other-side-is-fenced");
+    assert.deepEqual([way, isOtherSideFenced], ["give-up", true]);
+  });
+
   it("switch and client have port 4747", async () => {
     assert.deepEqual(await options<SwitchOptions>("switch"), {
       listen: { host: "127.0.0.1", port: 4747 },
@@ -351,6 +421,7 @@ describe("the other commands", () => {
       parameters: DEFAULT_PARAMETERS,
       report: undefined,
       isJson: false,
+      hasFaultPoints: false,
     });
     assert.deepEqual((await options<DemoOptions>("demo", "--vcpus", "1")).vcpus, ["ledger"]);
     assert.deepEqual((await options<DemoOptions>("demo", "--workload", "idle,random-writer", "--vcpus", "4")).vcpus, [

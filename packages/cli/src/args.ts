@@ -25,6 +25,7 @@ import {
   parseSize,
 } from "@precopy/protocol";
 import type { Address, MigrationParameters } from "@precopy/protocol";
+import type { ResolveRequest } from "./command-socket.js";
 import { oneLine } from "./exit-code.js";
 
 export const DEFAULT_SWITCH_PORT = 4747;
@@ -76,7 +77,13 @@ export interface AgentOptions extends AgentSelection {
   readonly switchAddress: Address | undefined;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly workloads: WorkloadSources;
+  /** Where the guest goes when the agent is told to end; undefined: it stays, and so does the agent until it is told again. */
+  readonly evacuateTo: Address | undefined;
+  /** Absolute path of a folder that both agents see; undefined: an operator decides what two agents cannot. */
+  readonly arbiter: string | undefined;
   readonly isJson: boolean;
+  /** A test's environment may make it fail on purpose; see fault-points.ts. */
+  readonly hasFaultPoints: boolean;
 }
 
 /** A guest to be booted. */
@@ -122,6 +129,18 @@ export interface StatusOptions extends AgentSelection {
 
 export type CancelOptions = AgentSelection;
 
+export interface ResolveOptions extends AgentSelection, ResolveRequest {
+  readonly isJson: boolean;
+}
+
+export interface WhoOwnsOptions extends AgentSelection {
+  /** Undefined: whichever the agent holds. */
+  readonly guest: string | undefined;
+  /** Undefined: the other side of the guest's last hand-over. */
+  readonly peer: Address | undefined;
+  readonly isJson: boolean;
+}
+
 export interface SwitchOptions {
   readonly listen: Address;
   readonly isInsecure: boolean;
@@ -147,6 +166,8 @@ export interface DemoOptions extends GuestOptions {
   /** File for an array of reports. */
   readonly report: string | undefined;
   readonly isJson: boolean;
+  /** Of its agents. */
+  readonly hasFaultPoints: boolean;
 }
 
 /** What each command does; the options are checked and complete. */
@@ -156,6 +177,8 @@ export interface Actions {
   migrate(options: MigrateOptions): Promise<void>;
   status(options: StatusOptions): Promise<void>;
   cancel(options: CancelOptions): Promise<void>;
+  resolve(options: ResolveOptions): Promise<void>;
+  whoOwns(options: WhoOwnsOptions): Promise<void>;
   switch(options: SwitchOptions): Promise<void>;
   client(options: ClientOptions): Promise<void>;
   demo(options: DemoOptions): Promise<void>;
@@ -284,6 +307,9 @@ function vcpusOf(selected: readonly string[], vcpus = selected.length): string[]
 }
 
 const jsonOption = () => new Option("--json", "write JSON, one object a line (default: text)");
+/** For tests only, and therefore not in --help. */
+const faultPointsOption = () =>
+  new Option("--fault-points", "obey PRECOPY_FAULT and PRECOPY_FORGET_DIRTY (default: refuse them)").hideHelp();
 const insecureOption = () => new Option("--insecure", "accept unauthenticated peers on an address beyond loopback (default: refuse)");
 const reportOption = (what: string) => option("--report <FILE>", `write ${what} to this file as JSON (default: none)`, parseText);
 const dirtyLogOption = () =>
@@ -347,6 +373,21 @@ const withAgent = <A extends unknown[], O extends OptionValues, G extends Option
       ),
     )
     .addOption(option("--workload-dir <DIR>", "register every .js and .mjs file of this folder by its name (default: none)", parseText))
+    .addOption(
+      option(
+        "--evacuate-to <HOST:PORT>",
+        `on SIGTERM or SIGINT migrate the guest there, then end; port 1 to 65535, else ${DEFAULT_PORT} (default: none, a first signal is refused while a guest is here and a second one ends both)`,
+        parsePeer(DEFAULT_PORT),
+      ),
+    )
+    .addOption(
+      option(
+        "--arbiter <DIR>",
+        "folder that both agents see and may write, where they settle who owns a guest (default: none, an operator decides)",
+        parseText,
+      ),
+    )
+    .addOption(faultPointsOption())
     .addOption(jsonOption());
 
 const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
@@ -459,7 +500,10 @@ const agentOf = (given: GivenAgent, logLevel: AgentOptions["logLevel"]): AgentOp
   switchAddress: given.switch,
   logLevel: given.logLevel ?? logLevel,
   workloads: { files: filesOf(given.workload), directory: given.workloadDir },
+  evacuateTo: given.evacuateTo,
+  arbiter: given.arbiter === undefined ? undefined : resolve(given.arbiter),
   isJson: given.json === true,
+  hasFaultPoints: given.faultPoints === true,
 });
 
 function guestOf(given: GivenGuest, vcpus: readonly string[], fill: Fill): GuestOptions {
@@ -594,6 +638,45 @@ function addCommands(program: Command, actions: Actions): void {
   );
 }
 
+/** Who owns a guest, when two agents do not settle it by themselves. */
+function addOwnership(program: Command, actions: Actions): void {
+  withSelection(program.command("who-owns").description("what this agent and the other side say of a guest, and what that comes to"))
+    .addOption(option("--guest <ID>", "the guest in question (default: the one that the agent holds)", parseName))
+    .addOption(
+      option(
+        "--peer <HOST:PORT>",
+        `the other agent; port 1 to 65535, ${DEFAULT_PORT} if left out (default: the other side of the last hand-over)`,
+        parsePeer(DEFAULT_PORT),
+      ),
+    )
+    .addOption(jsonOption())
+    .action((given) => actions.whoOwns({ ...selectionOf(given), guest: given.guest, peer: given.peer, isJson: given.json === true }));
+  withSelection(program.command("resolve").description("end a doubt about a guest by your word; look at `precopy who-owns` first"))
+    .addOption(option("--guest <ID>", "the guest in question (required)", parseName).makeOptionMandatory())
+    .addOption(
+      new Option("--take-back", "the guest is to run here: after COMMIT at the source, or out of the copy that waits at the target"),
+    )
+    .addOption(new Option("--give-up", "what is here of the guest is to go"))
+    .addOption(new Option("--other-side-is-fenced", "your word that the other side cannot run the guest, now or later (default: ask it)"))
+    .addOption(
+      new Option("--accept-rollback", "with --take-back: run a copy that may lack what the guest did later (default: refuse if so)"),
+    )
+    .addOption(jsonOption())
+    .action(async (given) => {
+      const [isTakeBack, isGiveUp] = [given.takeBack === true, given.giveUp === true];
+      if (isTakeBack === isGiveUp) refuse(`${isTakeBack ? "not both" : "one is needed"}: --take-back or --give-up`);
+      if (isGiveUp && given.acceptRollback === true) refuse("--accept-rollback goes with --take-back: nothing runs after --give-up");
+      await actions.resolve({
+        ...selectionOf(given),
+        guest: given.guest,
+        way: isTakeBack ? "take-back" : "give-up",
+        isOtherSideFenced: given.otherSideIsFenced === true,
+        isRollbackAccepted: given.acceptRollback === true,
+        isJson: given.json === true,
+      });
+    });
+}
+
 function addNetwork(program: Command, actions: Actions): void {
   const here: Address = { host: "127.0.0.1", port: DEFAULT_SWITCH_PORT };
   program
@@ -669,6 +752,7 @@ function addDemo(program: Command, actions: Actions): void {
     .addOption(dirtyLogOption())
     .addOption(pumpOption())
     .addOption(reportOption("an array of what was measured"))
+    .addOption(faultPointsOption())
     .addOption(jsonOption())
     .action(async (given) => {
       const others = given.workload ?? (given.vcpus === 1 ? [] : ["random-writer"]);
@@ -682,6 +766,7 @@ function addDemo(program: Command, actions: Actions): void {
         parameters: fillParameters({ ...parametersOf(given), mode }),
         report: given.report,
         isJson: given.json === true,
+        hasFaultPoints: given.faultPoints === true,
       });
     });
 }
@@ -703,6 +788,7 @@ export function buildProgram(actions: Actions, output: OutputConfiguration = {})
   addSource(program, actions);
   addTarget(program, actions);
   addCommands(program, actions);
+  addOwnership(program, actions);
   addNetwork(program, actions);
   addDemo(program, actions);
   return program;

@@ -11,12 +11,13 @@ import { afterEach, beforeEach, describe, it, mock } from "node:test";
 import { MigrationError } from "@precopy/protocol";
 import type { ErrorCode, MigrationReport, ProgressEvent } from "@precopy/protocol";
 import { CommandSocket, callAgent } from "./command-socket.js";
-import type { Handlers, MigrateRequest } from "./command-socket.js";
+import type { Handlers, MigrateRequest, Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import type { AgentStatus } from "./render.js";
 
 const STATUS: AgentStatus = {
   agent: { name: "a", listen: "127.0.0.1:1", pid: 1, release: "0" },
   guest: null,
+  unresolved: [],
   "query-migrate": { status: "none" },
   verdict: null,
 };
@@ -31,6 +32,10 @@ const REPORT: MigrationReport = {
   clocks: { "source-ms": 1, "guest-ms": null, "client-ms": null },
   "digest-equal": true,
   audit: null,
+  "channel-losses": 0,
+  "control-rejoins": 0,
+  "resent-pages": 0,
+  "resent-bytes": 0,
   verdict: "fine",
   parameters: {},
   error: null,
@@ -57,6 +62,8 @@ async function listen(handlers: Partial<Handlers> = {}, at = path): Promise<Comm
     migrate: () => Promise.resolve(REPORT),
     status: () => STATUS,
     cancel: () => Promise.resolve(),
+    resolve: () => assert.fail("resolve ran"),
+    whoOwns: () => assert.fail("whoOwns ran"),
     ...handlers,
   });
   open.push(socket);
@@ -106,6 +113,28 @@ describe("command socket", () => {
     assert.equal(await callAgent(path, { command: "cancel" }), null);
     assert.equal(cancelled, 1);
     assert.deepEqual(await say('{"command":"status"}\n'), [{ ok: STATUS }]);
+  });
+
+  it("passes an operator's decision on, and nothing else of the request", async () => {
+    const requests: ResolveRequest[] = [];
+    const resolution: Resolution = { guest: "g", epoch: 5, outcome: "claimed", isRolledBack: true, copyAt: "2026-11-20T12:00:01.123Z" };
+    await listen({ resolve: (request) => Promise.resolve((requests.push(request), resolution)) });
+    const decision: ResolveRequest = { guest: "g", way: "take-back", isOtherSideFenced: true, isRollbackAccepted: false };
+    assert.deepEqual(await callAgent(path, { command: "resolve", ...decision }), resolution);
+    assert.deepEqual(requests, [decision]);
+  });
+
+  it("asks who owns a guest, with or without its name and a peer", async () => {
+    const asked: (readonly (string | undefined)[])[] = [];
+    const here = { guest: "g", standing: "in-doubt", epoch: 2, at: null, peer: "b:1" } as const;
+    const answer: WhoOwnsAnswer = { here, there: null, thereError: { code: "ERR_UNREACHABLE", message: "Cannot reach b:1" } };
+    await listen({ whoOwns: (...given) => Promise.resolve((asked.push(given), answer)) });
+    assert.deepEqual(await callAgent(path, { command: "who-owns" }), answer);
+    assert.deepEqual(await callAgent(path, { command: "who-owns", guest: "g", peer: "[::1]:4646" }), answer);
+    assert.deepEqual(asked, [
+      [undefined, undefined],
+      ["g", "[::1]:4646"],
+    ]);
   });
 
   it("passes a migration's request on, then its events in order, then its report", async () => {
@@ -185,6 +214,14 @@ describe("a request", () => {
     ["has no parameters", '{"command":"migrate","to":"b:1"}', /parameters/],
     ["has an unknown parameter", '{"command":"migrate","to":"b:1","parameters":{"turbo":1}}', /turbo/],
     ["has a guest that is no name", '{"command":"migrate","to":"b:1","guest":"../x","parameters":{}}', /guest/],
+    ["resolves no guest", '{"command":"resolve","way":"give-up","isOtherSideFenced":true,"isRollbackAccepted":false}', /guest/],
+    ["leaves open what the other side may do", '{"command":"resolve","guest":"g","way":"give-up"}', /isOtherSideFenced/],
+    [
+      "resolves in a way that is none",
+      '{"command":"resolve","guest":"g","way":"both","isOtherSideFenced":true,"isRollbackAccepted":false}',
+      /way/,
+    ],
+    ["asks a peer without an address", '{"command":"who-owns","peer":""}', /peer/],
   ] as const)
     it(`that ${what} is refused and reaches no handler`, async () => {
       await listen({ status: () => assert.fail("status ran"), migrate: () => assert.fail("migrate ran") });

@@ -3,14 +3,14 @@ import { connect, createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname, join } from "node:path";
 import { MigrationError, OBSERVER_BACKLOG_BYTES_MAX, fillParameters, isErrorCode } from "@precopy/protocol";
-import type { MigrationParameters, MigrationReport, ProgressEvent } from "@precopy/protocol";
+import type { MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
 import { z } from "zod";
 import type { AgentStatus } from "./render.js";
 
 /**
  * How the command line talks to an agent of this host: JSON lines over a Unix socket, one request a connection.
  *
- *   precopy migrate, status, cancel            agent
+ *   precopy migrate, status, ...               agent
  *     | {command, ...} -------------------------> |  within 5 s, at most 64 KiB
  *     | <------------------------- {event} ...... |  zero or more
  *     | <----------------- {ok} or {error}, end   |  exactly one
@@ -39,6 +39,14 @@ const request = z.discriminatedUnion("command", [
   migrate,
   z.strictObject({ command: z.literal("status") }),
   z.strictObject({ command: z.literal("cancel") }),
+  z.strictObject({
+    command: z.literal("resolve"),
+    guest: name,
+    way: z.enum(["take-back", "give-up"]),
+    isOtherSideFenced: z.boolean(),
+    isRollbackAccepted: z.boolean(),
+  }),
+  z.strictObject({ command: z.literal("who-owns"), guest: name.exactOptional(), peer: z.string().min(1).max(300).exactOptional() }),
 ]);
 const answer = z.union([
   z.strictObject({ event: z.looseObject({ type: z.string() }) }),
@@ -50,12 +58,45 @@ const answer = z.union([
 export type MigrateRequest = z.infer<typeof migrate>;
 export type AgentRequest = z.infer<typeof request>;
 
+/** An operator's decision about a guest that nobody else can decide about. */
+export interface ResolveRequest {
+  readonly guest: string;
+  /** take-back: it is to run here. give-up: what is here of it is to go. */
+  readonly way: "take-back" | "give-up";
+  /** The operator's word that the other side cannot run the guest, now or later. */
+  readonly isOtherSideFenced: boolean;
+  /** Losing what the guest did since the copy here was made is accepted. */
+  readonly isRollbackAccepted: boolean;
+}
+
+export interface Resolution {
+  readonly guest: string;
+  readonly epoch: number;
+  /** taken-back, claimed: it runs here now. given-up, discarded: what was here is gone. completed: it runs at the target, who said so when asked. */
+  readonly outcome: "taken-back" | "claimed" | "given-up" | "discarded" | "completed";
+  /** Operations after `copyAt` are or may be lost. */
+  readonly isRolledBack: boolean;
+  /** ISO 8601 time of the copy that runs now; null unless rolled back. */
+  readonly copyAt: string | null;
+}
+
+export interface WhoOwnsAnswer {
+  readonly here: Ownership;
+  /** Null if the other side is not known or could not be asked. */
+  readonly there: Ownership | null;
+  /** Why the other side could not be asked. */
+  readonly thereError: { readonly code: string; readonly message: string } | null;
+}
+
 /** What an agent does when it is asked to. Whatever is thrown becomes the answer. */
 export interface Handlers {
   /** Runs to the end even if the client leaves; nobody reads its events then. */
   migrate(request: MigrateRequest, onEvent: (event: ProgressEvent) => void): Promise<MigrationReport>;
   status(): AgentStatus;
   cancel(): Promise<void>;
+  resolve(request: ResolveRequest): Promise<Resolution>;
+  /** @param guest undefined: the one that the agent holds. @param peer HOST:PORT; undefined: the other side of the last hand-over. */
+  whoOwns(guest: string | undefined, peer: string | undefined): Promise<WhoOwnsAnswer>;
 }
 
 /** Cuts a byte stream into lines; each byte is looked at once. `onTooLong` is called once, and nothing after it. */
@@ -252,6 +293,12 @@ export class CommandSocket {
       case "cancel":
         await this.#handlers.cancel();
         return null;
+      case "resolve": {
+        const { command: _command, ...decision } = asked;
+        return this.#handlers.resolve(decision);
+      }
+      case "who-owns":
+        return this.#handlers.whoOwns(asked.guest, asked.peer);
     }
   }
 
@@ -285,7 +332,7 @@ export class CommandSocket {
 }
 
 /**
- * Asks the agent at `path` and resolves with its result: a MigrationReport, an AgentStatus, or null for cancel.
+ * Asks the agent at `path` and resolves with its result: a MigrationReport, AgentStatus, Resolution or WhoOwnsAnswer; null for cancel.
  * @param onEvent of the migration that was asked for.
  * @throws {MigrationError} ERR_NO_AGENT if nobody answers, ERR_BAD_MESSAGE, and whatever the agent refuses or fails with.
  */

@@ -25,6 +25,12 @@ describe("exit code", () => {
     assert.deepEqual(codes.map(exitCodeOf), [1, 2, 3, 4, 5, 6, 7]);
     assert.deepEqual((["ERR_CANCELLED", "ERR_IN_DOUBT", "ERR_NAME_IN_USE", "ERR_VERIFICATION"] as const).map(exitCodeOf), [8, 9, 10, 11]);
   });
+
+  it("tells a refused word on a guest from one that still has to be given", () => {
+    const refused = ["ERR_OWNED_ELSEWHERE", "ERR_NOT_FENCED", "ERR_ROLLBACK", "ERR_NOTHING_TO_RESOLVE", "ERR_GUEST_HELD"] as const;
+    assert.deepEqual(new Set(refused.map(exitCodeOf)), new Set([5]));
+    assert.deepEqual((["ERR_UNRESOLVED", "ERR_GIVEN_UP", "ERR_STATE_DIR_IN_USE", "ERR_ARBITER"] as const).map(exitCodeOf), [9, 8, 10, 10]);
+  });
 });
 
 describe("formatError", () => {

@@ -86,7 +86,13 @@ export async function runDemoCommand(options: DemoOptions, run: RunContext): Pro
     {
       command: run.command,
       guestArguments: guestArguments(options),
-      agentArguments: ["--dirty-log", options.dirtyLog, "--pump", options.parameters.pump],
+      agentArguments: [
+        "--dirty-log",
+        options.dirtyLog,
+        "--pump",
+        options.parameters.pump,
+        ...(options.hasFaultPoints ? ["--fault-points"] : []),
+      ],
       migrationArguments: migrationArguments(options),
       modes: Array.from({ length: options.repeats }, () => options.modes).flat(),
       signal: run.signal,

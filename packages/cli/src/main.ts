@@ -5,21 +5,17 @@ import { runSource, runTarget } from "./agent-commands.js";
 import { buildProgram } from "./args.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
 import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
-import { runCancel, runMigrate, runStatus } from "./migrate-commands.js";
+import { runCancel, runMigrate, runResolve, runStatus, runWhoOwns } from "./migrate-commands.js";
+import { StopSwitch } from "./run-context.js";
+import type { RunContext } from "./run-context.js";
 
-// The first SIGINT or SIGTERM asks for an orderly end, the second insists.
-const stop = new AbortController();
-for (const signal of ["SIGINT", "SIGTERM"] as const)
-  process.on(signal, () => {
-    if (stop.signal.aborted) process.kill(process.pid, "SIGKILL");
-    stop.abort();
-    watch();
-  });
+const stopping = new StopSwitch(() => process.kill(process.pid, "SIGKILL"));
+stopping.signal.addEventListener("abort", watch, { once: true });
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stopping.request());
 // A reader that has enough (`| head`) is no mistake of ours.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code !== "EPIPE") throw error;
-  stop.abort();
-  watch();
+  stopping.stop();
 });
 
 /** Ends the process if a thread still hangs after everything was released: process.exit would wait for it for ever. */
@@ -33,7 +29,13 @@ function fail(thrown: unknown): void {
   process.exitCode = exitCodeOf(error.code);
 }
 
-const run = { signal: stop.signal, output: process.stdout, environment: process.env, command: [process.execPath, process.argv[1] ?? ""] };
+const run: RunContext = {
+  signal: stopping.signal,
+  stopping,
+  output: process.stdout,
+  environment: process.env,
+  command: [process.execPath, process.argv[1] ?? ""],
+};
 const finish = (code: number): void => {
   process.exitCode = code;
 };
@@ -45,6 +47,8 @@ try {
     migrate: (options) => runMigrate(options, run),
     status: (options) => runStatus(options, run),
     cancel: (options) => runCancel(options),
+    resolve: (options) => runResolve(options, run),
+    whoOwns: (options) => runWhoOwns(options, run),
     switch: (options) => runSwitch(options, run),
     client: (options) => runClient(options, run),
     demo: (options) => runDemoCommand(options, run),

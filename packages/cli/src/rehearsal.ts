@@ -26,8 +26,11 @@ export async function rehearse(host: GuestHost, channelThreads: ChannelThreads, 
     guests: { ...host, segments, memory: service },
     threads: channelThreads,
     release,
+    arbiter: undefined,
   }));
-  const targets = roles.map((role) => new TargetAgent({ ...role, pump }));
+  const targets = roles.map(
+    (role) => new TargetAgent({ ...role, pump, ownership: (guest) => ({ guest, standing: "unknown", epoch: 0, at: null, peer: null }) }),
+  );
   const ports: AgentPort[] = [];
   try {
     for (const target of targets)

@@ -4,7 +4,17 @@ import { describe, it } from "node:test";
 import { stripVTControlCharacters } from "node:util";
 import { DEFAULT_PARAMETERS, reportParameters } from "@precopy/protocol";
 import type { MigrationParameters, MigrationReport, ProgressEvent, RoundProgress } from "@precopy/protocol";
-import { Renderer, mayColour, renderComparison, renderReport, renderStatus, rendererKind } from "./render.js";
+import type { Resolution, WhoOwnsAnswer } from "./command-socket.js";
+import {
+  Renderer,
+  mayColour,
+  renderComparison,
+  renderOwnership,
+  renderReport,
+  renderResolution,
+  renderStatus,
+  rendererKind,
+} from "./render.js";
 import type { AgentStatus, RendererKind } from "./render.js";
 
 class Screen extends Writable {
@@ -54,6 +64,10 @@ function report(mode: MigrationParameters["mode"] = "precopy", ms = 12.34, more:
     clocks: { "source-ms": ms, "guest-ms": ms - 1, "client-ms": null },
     "digest-equal": true,
     audit: { pages: 262_144, mismatched: 0, ms: 120 },
+    "channel-losses": 0,
+    "control-rejoins": 0,
+    "resent-pages": 0,
+    "resent-bytes": 0,
     verdict: "converged: expected downtime 11 ms within the limit of 300 ms after 4 rounds, and nothing was lost on the way",
     parameters: reportParameters({ ...DEFAULT_PARAMETERS, mode }),
     error: null,
@@ -114,6 +128,8 @@ const events: readonly ProgressEvent[] = [
   { type: "round", ...round },
   { type: "round", ...largest },
   { type: "round", ...round, round: 2, dirtyPagesPerSecond: 25_100.4, expectedDowntimeMs: 12.3, decision: "switch over" },
+  { type: "link", what: "channel-lost", channel: 15, code: "ERR_LINK_LOST", message: `\u001b[2J${"x".repeat(100)}`, atMs: 450 },
+  { type: "link", what: "control-rejoined", channel: null, code: null, message: "", atMs: 460 },
   { type: "phase", phase: "device", atMs: 900 },
   { type: "switchover", breakdown: { pause: 1, collect: 1, transfer: 1, prepare: 1, commit: 1 }, downtimeMs: 12.3 },
   {
@@ -167,6 +183,35 @@ describe("plain", () => {
       "  2 524288  65800 458488  257 MiB 10.0 Gbit/s   431   25100  12.3 switch over",
     ]);
     assert.equal(lines.filter((line) => line.startsWith("rnd")).length, 2);
+  });
+});
+
+describe("an event of the link", () => {
+  type LinkEvent = Extract<ProgressEvent, { type: "link" }>;
+  const line = (event: Omit<LinkEvent, "type" | "atMs">): string => {
+    const screen = new Screen(false);
+    new Renderer("plain", screen).show({ type: "link", ...event, atMs: 12.34 });
+    return screen.text;
+  };
+
+  it("is one line that says what broke and why, or how it was mended", () => {
+    const [code, message] = ["ERR_PEER_DEAD", "Silent for 5000 ms"] as const;
+    assert.deepEqual(
+      [
+        line({ what: "channel-lost", channel: 1, code, message }),
+        line({ what: "channel-made-again", channel: 1, code: null, message: "generation 2" }),
+        line({ what: "lane-carried", channel: 0, code: null, message: "the pages of channel 1" }),
+        line({ what: "control-lost", channel: null, code, message }),
+        line({ what: "control-rejoined", channel: null, code: null, message: "" }),
+      ],
+      [
+        "page channel 1 lost at 12.3 ms: ERR_PEER_DEAD: Silent for 5000 ms\n",
+        "page channel 1 made again at 12.3 ms: generation 2\n",
+        "page channel 0 carries more at 12.3 ms: the pages of channel 1\n",
+        "control channel lost at 12.3 ms: ERR_PEER_DEAD: Silent for 5000 ms\n",
+        "control channel rejoined at 12.3 ms\n",
+      ],
+    );
   });
 });
 
@@ -261,6 +306,20 @@ describe("renderReport", () => {
     assert.match(text, /^verified {3}digest DIFFER; audit 3 of 10 pages differ \(1\.00 ms\)$/m);
   });
 
+  it("speaks of the link only if something of it broke", () => {
+    const link = (channels: number, rejoins: number, resent: number): string | undefined => {
+      const lost = { "channel-losses": channels, "control-rejoins": rejoins, "resent-pages": resent / 4096, "resent-bytes": resent };
+      const text = renderReport(report("precopy", 1, lost));
+      assertFits(text);
+      return /^link {7}(.*)$/m.exec(text)?.[1];
+    };
+    assert.equal(link(0, 0, 0), undefined);
+    assert.equal(link(1, 1, 794 * 4096), "1 page channel made again, control rejoined once, 3.10 MiB re-sent");
+    assert.equal(link(2, 0, 0), "2 page channels made again, 0 B re-sent");
+    assert.equal(link(0, 2, 4096), "control rejoined twice, 4.00 KiB re-sent");
+    assert.equal(link(64, 1_000_000, 2 ** 44), "64 page channels made again, control rejoined 1.00M times, 16.0 TiB");
+  });
+
   it("fits when it failed, with the code", () => {
     const text = renderReport(failure("precopy"));
     assertFits(text);
@@ -312,7 +371,8 @@ describe("renderComparison", () => {
 describe("renderStatus", () => {
   const status: AgentStatus = {
     agent: { name: "default", listen: "127.0.0.1:4646", pid: 4711, release: "0.1.0" },
-    guest: { id: "guest-1a2b3c", epoch: 1, "memory-bytes": 2 ** 31, vcpus: 2, phase: "running", "dirty-log": "mmu" },
+    guest: { id: "guest-1a2b3c", epoch: 1, "memory-bytes": 2 ** 31, vcpus: 2, phase: "running", "dirty-log": "mmu", "copy-at": null },
+    unresolved: [],
     "query-migrate": { ...report()["query-migrate"], status: "active" },
     verdict: null,
   };
@@ -330,5 +390,100 @@ describe("renderStatus", () => {
   it("says so when there is no guest and was no migration", () => {
     const text = renderStatus({ ...status, guest: null, "query-migrate": { status: "none" } });
     assert.match(text, /^guest {6}none\nmigration {2}none$/m);
+  });
+
+  it("does not hide that a guest was rolled back", () => {
+    const guest = { ...(status.guest as NonNullable<AgentStatus["guest"]>), "copy-at": "2026-11-20T12:00:01.123Z" };
+    const text = renderStatus({ ...status, guest });
+    assertFits(text);
+    assert.match(text.replaceAll(/\s+/g, " "), /epoch 1, rolled back to a copy of 2026-11-20 12:00:01\.123Z migration/);
+  });
+
+  it("lists guests in doubt that are not here, with the command to look further", () => {
+    const doubt = { guest: "g", standing: "in-doubt", epoch: 5, at: "2026-11-20T12:00:01.123Z", peer: "b:1" } as const;
+    const text = renderStatus({ ...status, guest: null, unresolved: [doubt, { ...doubt, guest: "h".repeat(64), at: null }] }, " --name b");
+    assertFits(text);
+    assert.deepEqual(text.split("\n").slice(1, 8), [
+      "guest      none",
+      "unresolved g: in-doubt, epoch 5, since 2026-11-20 12:00:01.123Z",
+      "           precopy who-owns --guest g --name b",
+      `unresolved ${"h".repeat(64)}:`,
+      "           in-doubt, epoch 5",
+      "           precopy who-owns --guest \\",
+      `           ${"h".repeat(64)} \\`,
+    ]);
+  });
+});
+
+describe("renderOwnership", () => {
+  const at = "2026-11-20T12:00:01.123Z";
+  const doubt = { guest: "g", standing: "in-doubt", epoch: 5, at, peer: "10.0.0.2:4646" } as const;
+  const unanswered: WhoOwnsAnswer = {
+    here: doubt,
+    there: null,
+    thereError: { code: "ERR_UNREACHABLE", message: "Cannot reach 10.0.0.2:4646" },
+  };
+
+  it("is a table, what it comes to, and the command that helps", () => {
+    assert.deepEqual(renderOwnership(unanswered, " --name b").split("\n"), [
+      "side  says       epoch since",
+      "here  in-doubt       5 2026-11-20 12:00:01.123Z",
+      "there -              - -",
+      "ERR_UNREACHABLE: Cannot reach 10.0.0.2:4646",
+      "guest g is in doubt: COMMIT is out, and the other side cannot be asked",
+      "(ERR_UNREACHABLE). The source asks on by itself. If 10.0.0.2:4646 is gone for",
+      "good, it can be taken back, or only given up if the agent here was started anew",
+      "since:",
+      "  precopy resolve --guest g --take-back --other-side-is-fenced --name b",
+    ]);
+  });
+
+  it("is over after the conclusion where no command helps", () => {
+    const prepared = { ...doubt, standing: "prepared", at: null, peer: "10.0.0.1:4646" } as const;
+    assert.deepEqual(renderOwnership({ here: doubt, there: prepared, thereError: null }).split("\n").slice(2), [
+      "there prepared       5 -",
+      "nobody runs guest g now: COMMIT has not arrived there. The source here repeats",
+      "COMMIT by itself",
+    ]);
+  });
+
+  it("fits whatever a peer says, and a long command stays one for the shell", () => {
+    const guest = "g".repeat(64);
+    const hostile = { guest, standing: "gone", epoch: 2 ** 53, at: `\u001b[2J${"9".repeat(60)}`, peer: `\n${"p".repeat(299)}` } as const;
+    const here = { ...doubt, guest, standing: "prepared" } as const;
+    const colourless = renderOwnership({ here, there: hostile, thereError: null });
+    assertFits(colourless);
+    assert.doesNotMatch(colourless, CONTROL);
+    const command = colourless.slice(colourless.indexOf("  precopy")).replaceAll(/ \\\n +/g, " ");
+    assert.equal(command, `  precopy resolve --guest ${guest} --take-back --accept-rollback`);
+    assert.equal(stripVTControlCharacters(renderOwnership(unanswered, "", true)), renderOwnership(unanswered));
+    assert.notEqual(renderOwnership(unanswered, "", true), renderOwnership(unanswered));
+  });
+});
+
+describe("renderResolution", () => {
+  const resolution: Resolution = { guest: "g", epoch: 5, outcome: "taken-back", isRolledBack: false, copyAt: null };
+  const rolledBack = { outcome: "claimed", isRolledBack: true, copyAt: "2026-11-20T12:00:01.123Z" } as const;
+
+  it("says in words where the guest is, and what it cost", () => {
+    const texts = ([{}, { outcome: "claimed" }, { outcome: "given-up" }, { outcome: "discarded" }, { outcome: "completed" }] as const).map(
+      (more) => renderResolution({ ...resolution, ...more }),
+    );
+    assert.deepEqual(texts, [
+      "guest g runs here again, at epoch 5",
+      "guest g runs here, at epoch 5",
+      "guest g is given up: nothing of it is left here",
+      "guest g: the copy that waited here is discarded, for good",
+      "guest g runs at the target already: nothing is left here",
+    ]);
+    assert.equal(
+      renderResolution({ ...resolution, ...rolledBack }),
+      "guest g: the copy of 2026-11-20 12:00:01.123Z runs here, at epoch 5. ROLLED\nBACK: what it did after that is lost.",
+    );
+  });
+
+  it("has no line above 80 columns", () => {
+    for (const outcome of ["taken-back", "claimed", "given-up", "discarded", "completed"] as const)
+      assertFits(renderResolution({ ...resolution, ...rolledBack, outcome, guest: "g".repeat(64), epoch: 2 ** 53 }));
   });
 });

@@ -2,8 +2,10 @@ import { clearLine, cursorTo } from "node:readline";
 import type { Writable } from "node:stream";
 import { styleText } from "node:util";
 import { formatBandwidth, formatBytes } from "@precopy/protocol";
-import type { DowntimeBreakdown, MigrationReport, ProgressEvent, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import type { DowntimeBreakdown, MigrationReport, Ownership, ProgressEvent, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import type { Resolution, WhoOwnsAnswer } from "./command-socket.js";
 import { oneLine } from "./exit-code.js";
+import { verdictOf } from "./ownership-verdict.js";
 
 /** No line of a terminal is longer. */
 const COLUMNS = 80;
@@ -20,7 +22,11 @@ export interface AgentStatus {
     readonly vcpus: number;
     readonly phase: string;
     readonly "dirty-log": string;
+    /** ISO 8601 time of the copy that it was rolled back to by an operator; null if it was not. */
+    readonly "copy-at": string | null;
   } | null;
+  /** Guests that are not here, and whose hand-over from here nobody has answered. */
+  readonly unresolved: readonly Ownership[];
   readonly "query-migrate": QueryMigrate;
   /** Of the last migration; null if there was none. */
   readonly verdict: string | null;
@@ -73,17 +79,29 @@ const row = (widths: readonly number[], cells: readonly string[]): string =>
       .trimEnd(),
   );
 
-/** A label and its text, indented and broken between words; a word that is longer than a line is broken too. */
-function paragraph(label: string, text: string): string[] {
-  const most = COLUMNS - LABEL_COLUMNS;
+/** Broken between words; a word that is longer than a line is broken too. */
+function wrap(text: string, columns: number): string[] {
   const lines: string[] = [];
-  for (const word of oneLine(text).match(new RegExp(`[^ ]{1,${most}}`, "g")) ?? []) {
+  for (const word of oneLine(text).match(new RegExp(`[^ ]{1,${columns}}`, "g")) ?? []) {
     const last = lines.at(-1);
-    if (last !== undefined && last.length + 1 + word.length <= most) lines[lines.length - 1] = `${last} ${word}`;
+    if (last !== undefined && last.length + 1 + word.length <= columns) lines[lines.length - 1] = `${last} ${word}`;
     else lines.push(word);
   }
-  return lines.map((line, at) => `${(at === 0 ? label : "").padEnd(LABEL_COLUMNS)}${line}`);
+  return lines;
 }
+
+/** A label and its text, indented. */
+const paragraph = (label: string, text: string): string[] =>
+  wrap(text, COLUMNS - LABEL_COLUMNS).map((line, at) => `${(at === 0 ? label : "").padEnd(LABEL_COLUMNS)}${line}`);
+
+/** A command to be copied: where it does not fit into a line the shell reads on. */
+const commandLines = (indent: number, command: string): string[] => {
+  const lines = wrap(command, COLUMNS - indent - 2);
+  return lines.map((line, at) => `${" ".repeat(indent)}${line}${at === lines.length - 1 ? "" : " \\"}`);
+};
+
+/** ISO 8601 as people read it. */
+const moment = (at: string): string => at.replace(/^(\d{4}-\d{2}-\d{2})T/, "$1 ");
 
 const ROUND_WIDTHS = [3, 6, 6, 6, 8, 11, 5, 7, 5, -13] as const;
 const ROUND_HEADER = row(ROUND_WIDTHS, ["rnd", "dirty", "normal", "zero", "sent", "bandwidth", "ms", "dirty/s", "down", "decision"]);
@@ -101,6 +119,20 @@ const roundLine = (round: RoundProgress): string =>
     milliseconds(round.expectedDowntimeMs),
     oneLine(round.decision),
   ]);
+
+type LinkEvent = Extract<ProgressEvent, { type: "link" }>;
+
+function linkText({ what, channel, code, message, atMs }: LinkEvent): string {
+  const page = `page channel ${channel ?? "-"}`;
+  const happened = {
+    "channel-lost": `${page} lost`,
+    "channel-made-again": `${page} made again`,
+    "lane-carried": `${page} carries more`,
+    "control-lost": "control channel lost",
+    "control-rejoined": "control channel rejoined",
+  }[what];
+  return [`${happened} at ${time(atMs)}`, ...(code === null ? [] : [code]), ...(message === "" ? [] : [message])].join(": ");
+}
 
 /**
  * Shows the events of migrations, one after another; the summary, `renderReport`, is for whoever has the report when it is complete.
@@ -144,6 +176,8 @@ export class Renderer {
         if (!this.#hasHeader) this.#line(ROUND_HEADER, "dim");
         this.#hasHeader = true;
         return this.#line(roundLine(event));
+      case "link":
+        return this.#line(linkText(event), event.what === "channel-lost" || event.what === "control-lost" ? "yellow" : "dim");
       case "switchover":
         return this.#line(`switched over, guest paused ${time(event.downtimeMs)} at the source`);
       case "failed":
@@ -206,6 +240,18 @@ function auditText(audits: readonly MigrationReport["audit"][], parameters: Migr
   return mismatched === 0 ? "clean" : `${count(mismatched)}!`;
 }
 
+const times = (number: number): string => (number === 1 ? "once" : number === 2 ? "twice" : `${count(number)} times`);
+
+/** What of the link broke while the guest ran on; undefined if nothing did. */
+function linkSummary(report: MigrationReport): string | undefined {
+  const { "channel-losses": channels, "control-rejoins": rejoins } = report;
+  const mended = [
+    ...(channels > 0 ? [`${count(channels)} page channel${channels === 1 ? "" : "s"} made again`] : []),
+    ...(rejoins > 0 ? [`control rejoined ${times(rejoins)}`] : []),
+  ];
+  return mended.length === 0 ? undefined : [...mended, `${bytes(report["resent-bytes"])} re-sent`].join(", ");
+}
+
 /** What one migration came to: some lines of at most 80 columns, times in ms. */
 export function renderReport(report: MigrationReport, isColoured = false): string {
   const { "query-migrate": query, "downtime-breakdown": breakdown, clocks, audit, error } = report;
@@ -215,11 +261,13 @@ export function renderReport(report: MigrationReport, isColoured = false): strin
     audit === null
       ? auditText([null], report.parameters)
       : `${count(audit.mismatched)} of ${count(audit.pages)} pages differ (${time(audit.ms)})`;
+  const link = linkSummary(report);
   const status = oneLine(query.status).slice(0, LABEL_COLUMNS);
   const [first = "", ...others] = [
     ...paragraph(status, total + sent),
     ...paragraph("downtime", `source ${time(clocks["source-ms"])}, guest ${time(clocks["guest-ms"])}, client ${time(clocks["client-ms"])}`),
     ...(breakdown === null ? [] : paragraph("split, ms", breakdownText(breakdown))),
+    ...(link === undefined ? [] : paragraph("link", link)),
     ...paragraph("verified", `digest ${digestText(report)}; audit ${audited}`),
     ...paragraph("verdict", report.verdict),
     ...(error === null ? [] : paragraph("error", `${error.code}: ${error.message}`)),
@@ -283,12 +331,25 @@ export function renderComparison(reports: readonly MigrationReport[], isColoured
   return [...TABLE_HEADER.map((line) => paint(isColoured, "dim", line)), ...lines, ...failures].join("\n");
 }
 
-const guestText = ({ id, phase, epoch, vcpus, "memory-bytes": memory, "dirty-log": dirtyLog }: NonNullable<AgentStatus["guest"]>): string =>
-  `${id}: ${phase}, ${bytes(memory)}, ${vcpus} vCPU${vcpus === 1 ? "" : "s"}, ${dirtyLog} dirty log, epoch ${epoch}`;
+const guestText = ({
+  id,
+  phase,
+  epoch,
+  vcpus,
+  "memory-bytes": memory,
+  "dirty-log": dirtyLog,
+  "copy-at": copyAt,
+}: NonNullable<AgentStatus["guest"]>): string =>
+  `${id}: ${phase}, ${bytes(memory)}, ${vcpus} vCPU${vcpus === 1 ? "" : "s"}, ${dirtyLog} dirty log, epoch ${epoch}${
+    copyAt === null ? "" : `, rolled back to a copy of ${moment(copyAt)}`
+  }`;
 
-/** For `precopy status`: some lines of at most 80 columns. */
-export function renderStatus(status: AgentStatus): string {
-  const { agent, guest, "query-migrate": query, verdict } = status;
+const standingText = ({ guest, standing, epoch, at }: Ownership): string =>
+  `${guest}: ${standing}, epoch ${epoch}${at === null ? "" : `, since ${moment(at)}`}`;
+
+/** For `precopy status`: some lines of at most 80 columns. @param selection see `renderOwnership`. */
+export function renderStatus(status: AgentStatus, selection = ""): string {
+  const { agent, guest, unresolved, "query-migrate": query, verdict } = status;
   const { ram } = query;
   const figures = [
     ...(ram === undefined
@@ -306,8 +367,65 @@ export function renderStatus(status: AgentStatus): string {
   return [
     ...paragraph("agent", `${agent.name} listens on ${agent.listen} (pid ${agent.pid}, release ${agent.release})`),
     ...paragraph("guest", guest === null ? "none" : guestText(guest)),
+    ...unresolved.flatMap((ownership) => [
+      ...paragraph("unresolved", standingText(ownership)),
+      ...commandLines(LABEL_COLUMNS, `precopy who-owns --guest ${ownership.guest}${selection}`),
+    ]),
     ...paragraph("migration", [query.status, ...figures].join(", ")),
     ...(query["error-desc"] === undefined ? [] : paragraph("error", query["error-desc"])),
     ...(verdict === null ? [] : paragraph("verdict", verdict)),
   ].join("\n");
+}
+
+const OWNERSHIP_WIDTHS = [-5, -9, 6, -30] as const;
+
+/**
+ * For `precopy who-owns`: a table of who says what, and what that comes to, in lines of at most 80 columns.
+ * @param selection options by which the commands shown find the same agent, with a space before each.
+ */
+export function renderOwnership(answer: WhoOwnsAnswer, selection = "", isColoured = false): string {
+  const { here, there, thereError } = answer;
+  const { owner, text, command } = verdictOf(answer);
+  const line = (side: string, says: Ownership | null): string =>
+    row(
+      OWNERSHIP_WIDTHS,
+      says === null
+        ? [side, "-", "-", "-"]
+        : [side, says.standing, says.epoch === 0 ? "-" : String(says.epoch), says.at === null ? "-" : oneLine(moment(says.at))],
+    );
+  const colour = owner === "unknown" ? "red" : owner === "nobody" ? "yellow" : "green";
+  return [
+    paint(isColoured, "dim", row(OWNERSHIP_WIDTHS, ["side", "says", "epoch", "since"])),
+    line("here", here),
+    line("there", there),
+    ...(thereError === null ? [] : wrap(`${thereError.code}: ${thereError.message}`, COLUMNS)),
+    ...wrap(command === null ? text : `${text}:`, COLUMNS).map((part) => paint(isColoured, colour, part)),
+    ...(command === null ? [] : commandLines(2, `${command}${selection}`)),
+  ].join("\n");
+}
+
+/** For `precopy resolve`: what became of the guest, in words. */
+export function renderResolution({ guest, epoch, outcome, isRolledBack, copyAt }: Resolution): string {
+  const runs = (): string => {
+    if (isRolledBack)
+      return (
+        `guest ${guest}: the copy of ${copyAt === null ? "an earlier time" : moment(copyAt)} runs here, at epoch ${epoch}. ` +
+        `ROLLED BACK: what it did after that is lost.`
+      );
+    return `guest ${guest} runs here${outcome === "taken-back" ? " again" : ""}, at epoch ${epoch}`;
+  };
+  const text = (): string => {
+    switch (outcome) {
+      case "taken-back":
+      case "claimed":
+        return runs();
+      case "given-up":
+        return `guest ${guest} is given up: nothing of it is left here`;
+      case "discarded":
+        return `guest ${guest}: the copy that waited here is discarded, for good`;
+      case "completed":
+        return `guest ${guest} runs at the target already: nothing is left here`;
+    }
+  };
+  return wrap(text(), COLUMNS).join("\n");
 }

@@ -3,10 +3,55 @@ import type { Writable } from "node:stream";
 import { MigrationError } from "@precopy/protocol";
 import { Renderer, mayColour, rendererKind } from "./render.js";
 
+/** @param count signals so far, this one included. False holds the end back until the next one. */
+export type MayStop = (count: number) => boolean;
+
+/**
+ * Counts SIGINT and SIGTERM, which mean the same. The first one aborts `signal`, which asks for an orderly end; one more after that insists.
+ * A command that has something to lose may hold the end back.
+ */
+export class StopSwitch {
+  readonly #stopping = new AbortController();
+  readonly #insist: () => void;
+  #mayStop: MayStop | undefined;
+  #count = 0;
+
+  /** @param insist ends the process here and now. */
+  constructor(insist: () => void) {
+    this.#insist = insist;
+  }
+
+  get signal(): AbortSignal {
+    return this.#stopping.signal;
+  }
+
+  /** Every signal asks `mayStop` until one is let through; the guard set last counts. Returns how to take it away. */
+  guard(mayStop: MayStop): () => void {
+    this.#mayStop = mayStop;
+    return () => {
+      if (this.#mayStop === mayStop) this.#mayStop = undefined;
+    };
+  }
+
+  /** A signal came. */
+  request(): void {
+    this.#count++;
+    if (this.signal.aborted) this.#insist();
+    else if (this.#mayStop?.(this.#count) ?? true) this.stop();
+  }
+
+  /** The end, whatever a guard says; not an insistence if it has begun already. */
+  stop(): void {
+    this.#stopping.abort();
+  }
+}
+
 /** What a command gets from its process, and nothing else of it. */
 export interface RunContext {
   /** Aborted when the user wants an end. */
   readonly signal: AbortSignal;
+  /** The switch behind `signal`, for a command that holds the end back, or ends by itself. */
+  readonly stopping: Pick<StopSwitch, "guard" | "stop">;
   readonly output: Writable & { readonly isTTY?: boolean };
   readonly environment: Readonly<Record<string, string | undefined>>;
   /** How to start this very program: node and its entry. */

@@ -4,10 +4,17 @@ import type { Socket } from "node:net";
 import { Bitmap, GuestMemory, SegmentPool, allocateHashTable } from "@precopy/guest";
 import { freePages, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
-import { AgentPort, PageChannel, SWITCHING, connectPageChannel } from "@precopy/transport";
-import type { ChannelName, ChannelThreads, ControlChannel, PumpKind, RoundSent } from "@precopy/transport";
-
-type Flushed = Parameters<PageChannel["onFlushed"]>[0];
+import { AgentPort, LaneTable, PageChannel, PageReceiver, connectPageChannel } from "@precopy/transport";
+import type {
+  ChannelLife,
+  ChannelName,
+  ChannelThreads,
+  ControlChannel,
+  Delivered,
+  LaneStart,
+  PumpKind,
+  RoundSent,
+} from "@precopy/transport";
 
 const pool = new SegmentPool();
 
@@ -36,65 +43,65 @@ export interface WireOptions {
   readonly hasDigest?: boolean;
 }
 
-/** What both ends said about one round, by channel. */
+/** What both ends said about one round. */
 export interface WireRound {
+  /** By channel. */
   readonly sent: readonly RoundSent[];
-  readonly flushed: readonly Flushed[];
+  /** By channel. */
+  readonly delivered: readonly Delivered[];
+  /** The target's, over all channels; undefined with the digest off. */
+  readonly digest: bigint | undefined;
   /** From the order to the last FLUSH stored at the target. */
   readonly ms: number;
 }
+
+/** All of one lane. */
+export const wholeLane = (lane: number): LaneStart[] => [{ lane, page: 0 }];
 
 /** Takes whatever page channels come to a port of its own on loopback, and stores them in `memory`. */
 export class PageTarget {
   readonly port: AgentPort;
   readonly session = randomUUID();
-  readonly receivers = new Map<number, PageChannel>();
   readonly populated: Bitmap;
   /** Why channels ended that nobody had told to. */
   readonly failures: MigrationError[] = [];
-  onFlushed: (channel: number, flushed: Flushed) => void = () => {};
-  onFailure: (error: MigrationError) => void = () => {};
-  readonly #opening: Promise<void>[] = [];
+  onDelivered: (delivered: Delivered) => void = () => {};
+  onFailure: (error: MigrationError, life: ChannelLife) => void = () => {};
+  receiver: PageReceiver;
+  readonly #makeReceiver: () => PageReceiver;
+  #generation = 0;
 
-  private constructor(port: AgentPort, memory: GuestMemory) {
+  private constructor(port: AgentPort, memory: GuestMemory, { pump, threads, channels, hasDigest = true }: WireOptions) {
     this.port = port;
     this.populated = new Bitmap(memory.pages);
+    const hashes = hasDigest ? allocateHashTable(memory.pages) : undefined;
+    this.#makeReceiver = () => {
+      const lanes = LaneTable.allocate(channels);
+      const receiver = new PageReceiver({ lanes, threads, pump, memory: memory.share(), hashes, populated: this.populated.words });
+      receiver.onDelivered = (delivered) => this.onDelivered(delivered);
+      receiver.onLost = (life, error) => {
+        this.failures.push(error);
+        this.onFailure(error, life);
+      };
+      return receiver;
+    };
+    this.receiver = this.#makeReceiver();
   }
 
-  static async listen(memory: GuestMemory, { pump, threads, channels, hasDigest = true }: WireOptions): Promise<PageTarget> {
-    const hashes = hasDigest ? allocateHashTable(memory.pages) : undefined;
-    const onPageChannel = ({ session, channel }: ChannelName, socket: Socket): boolean => {
-      if (session !== target.session || channel >= channels) return false;
-      const order = {
-        type: "receive",
-        pump,
-        channel,
-        channels,
-        memory: memory.share(),
-        hashes,
-        populated: target.populated.words,
-      } as const;
-      target.#opening.push(
-        PageChannel.open(socket, threads, { ...order, answer: SWITCHING }).then((receiver) => {
-          target.receivers.set(channel, receiver);
-          receiver.onFlushed = (flushed) => target.onFlushed(channel, flushed);
-          receiver.onFailure = (error) => {
-            target.failures.push(error);
-            target.onFailure(error);
-          };
-        }),
-      );
-      return true;
-    };
+  static async listen(memory: GuestMemory, options: WireOptions): Promise<PageTarget> {
     const onControl = (control: ControlChannel): void =>
       control.close(new MigrationError("ERR_BAD_MESSAGE", "Only page channels come here"));
+    const onPageChannel = (name: ChannelName, socket: Socket): boolean =>
+      name.session === target.session && target.receiver.accept(name, socket);
     const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel }, "test");
-    const target = new PageTarget(port, memory);
+    const target = new PageTarget(port, memory, options);
     return target;
   }
 
-  connect(channel: number): Promise<Socket> {
-    return connectPageChannel(this.port.address, { session: this.session, channel, generation: 1 }, new AbortController().signal);
+  /** Asks for a channel as a peer of ours does; each time for a later generation. */
+  async connect(channel: number): Promise<Socket> {
+    const name = { session: this.session, channel, generation: ++this.#generation };
+    return (await connectPageChannel(this.port.address, name, new AbortController().signal)).socket;
   }
 
   /** Resolves with the reason a channel ends for by itself. */
@@ -106,15 +113,14 @@ export class PageTarget {
     });
   }
 
-  /** Ends the channels; the port stays open for others. */
+  /** Ends the channels, and begins anew: the port stays open for others. */
   async endChannels(): Promise<void> {
-    await Promise.all(this.#opening.splice(0));
-    await Promise.all([...this.receivers.values()].map((receiver) => receiver.end()));
-    this.receivers.clear();
+    await this.receiver.end();
+    this.receiver = this.#makeReceiver();
   }
 
   async close(): Promise<void> {
-    await this.endChannels();
+    await this.receiver.end();
     await this.port.close();
   }
 }
@@ -133,12 +139,12 @@ export class PageWire {
     const { pump, threads, channels, compression = "none", hasDigest = true } = options;
     const target = await PageTarget.listen(to, options);
     const hashes = hasDigest ? allocateHashTable(from.pages) : undefined;
+    const lanes = LaneTable.allocate(channels).share();
     const senders: PageChannel[] = [];
     for (let channel = 0; channel < channels; channel++) {
       const socket = await target.connect(channel);
-      senders.push(
-        await PageChannel.open(socket, threads, { type: "send", pump, channel, channels, memory: from.share(), hashes, compression }),
-      );
+      const order = { type: "send", pump, channel, generation: 1, lanes, memory: from.share(), hashes, compression } as const;
+      senders.push(await PageChannel.open(socket, threads, order));
     }
     return new PageWire(target, senders);
   }
@@ -146,17 +152,17 @@ export class PageWire {
   /** Sends `pages`, and waits until the target has stored them. @param pacing bytes/s for each channel, 0 for none. */
   async round(round: number, pages: Bitmap, pacing = 0): Promise<WireRound> {
     const started = performance.now();
-    const flushed: Flushed[] = [];
+    const delivered: Delivered[] = [];
     const stored = new Promise<number>((resolve, reject) => {
-      let missing = this.senders.length;
       this.target.onFailure = reject;
-      this.target.onFlushed = (channel, one) => {
-        flushed[channel] = one;
-        if (one.round === round && --missing === 0) resolve(performance.now() - started);
+      this.target.onDelivered = (one) => {
+        delivered[one.channel] = one;
+        if (this.target.receiver.hasDelivered(round)) resolve(performance.now() - started);
       };
     });
-    const [sent, ms] = await Promise.all([Promise.all(this.senders.map((sender) => sender.sendRound(round, pages.words, pacing))), stored]);
-    return { sent, flushed, ms };
+    const sending = this.senders.map((sender, lane) => sender.sendRound(round, pages.words, pacing, wholeLane(lane)));
+    const [sent, ms] = await Promise.all([Promise.all(sending), stored]);
+    return { sent, delivered, digest: this.target.receiver.digest, ms };
   }
 
   async close(): Promise<void> {

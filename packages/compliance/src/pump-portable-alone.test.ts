@@ -13,7 +13,7 @@ Module._load = (name, ...rest) => {
   return load(name, ...rest);
 };`;
 /** Of the suite, what differs when a channel stays on the main thread: data, waiting, and every way to end. */
-const TITLES = "over 2 channels|rewritten pages|ends within|ends a receiving|paces|half a page|leaks no";
+const TITLES = "over 2 channels|rewritten pages|ends within|ends a receiving|paces|half a page|leaks no|lets another";
 
 describe("portable pump where system calls are absent", () => {
   it("passes the suite on the main thread, and ends channels that nobody can shut down", async () => {

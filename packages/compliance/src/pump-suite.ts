@@ -3,19 +3,20 @@ import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";
 import { createConnection, createServer } from "node:net";
-import type { Server, Socket } from "node:net";
+import type { Socket } from "node:net";
 import { after, describe, it } from "node:test";
 import type { TestContext } from "node:test";
 import { setImmediate, setTimeout } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
-import { BarrierDirtyLog, Bitmap, allocateBarrier, joinDigests, pageKernels, zeroDetector } from "@precopy/guest";
+import { BarrierDirtyLog, Bitmap, allocateBarrier, joinDigests, zeroDetector } from "@precopy/guest";
 import type { GuestMemory } from "@precopy/guest";
 import { isLinuxAvailable } from "@precopy/linux";
 import { HEADER_BYTES, PAGE_BYTES, PROTOCOL_VERSION, PacketKind, PageEncoding, RUN_BYTES, encodeHeader } from "@precopy/protocol";
 import type { ErrorCode, PacketHeader } from "@precopy/protocol";
-import { ChannelThreads, PageChannel, SWITCHING, connectPageChannel } from "@precopy/transport";
+import { ChannelThreads, LaneTable, PageChannel, connectPageChannel, switching } from "@precopy/transport";
 import type { PumpKind } from "@precopy/transport";
-import { PageTarget, hangUp, withMemories, withWire } from "./page-wire.js";
+import { allPages, assertEqualImages, fillMixed, fillRandom, randomNumbers } from "./guest-images.js";
+import { PageTarget, hangUp, wholeLane, withMemories, withWire } from "./page-wire.js";
 import type { WireRound } from "./page-wire.js";
 import type { WriterOrder } from "./writer-thread.js";
 
@@ -28,48 +29,14 @@ const CLOG_BYTES = 32 * 2 ** 20;
 /** How long ending a channel may take, wherever it stands. */
 const END_MS = 1000;
 
-function fillRandom(memory: GuestMemory, first: number, pages: number, seed: number): void {
-  pageKernels(memory)[0]?.fillRandom(memory.offsetOf(first), pages * PAGE_BYTES, BigInt(seed + 1) * 0x9e3779b97f4a7c15n);
-}
-
-/** Every 16 pages something else: random, text-like, written with zeros, and two kinds of never touched. */
-function fillMixed(memory: GuestMemory): void {
-  for (let first = 0; first < memory.pages; first += 16) {
-    const kind = (first / 16) % 5;
-    if (kind === 0) fillRandom(memory, first, 16, first);
-    else if (kind === 1)
-      memory.view(first, 16).set(Buffer.from(`page ${first}: it was a dark and stormy night, `.repeat(2000)).subarray(0, 16 * PAGE_BYTES));
-    else if (kind === 2) memory.view(first, 16).fill(0);
-  }
-  fillRandom(memory, memory.pages - 1, 1, 7); // the last page there is
-}
-
-function allPages(memory: GuestMemory): Bitmap {
-  const bitmap = new Bitmap(memory.pages);
-  bitmap.setRun(0, memory.pages);
-  return bitmap;
-}
-
-function assertEqualImages(one: GuestMemory, other: GuestMemory, when: string): void {
-  if (Buffer.compare(one.view(0, one.pages), other.view(0, other.pages)) === 0) return;
-  for (let page = 0; page < one.pages; page++)
-    assert.equal(Buffer.compare(one.view(page, 1), other.view(page, 1)), 0, `page ${page} differs ${when}`);
-}
-
 const isAllZero = (memory: GuestMemory, first = 0, pages = memory.pages): boolean =>
   Buffer.compare(memory.view(first, pages), Buffer.alloc(pages * PAGE_BYTES)) === 0;
 
-/** Both ends have the same share of the digest on every channel, and count the same packets. */
-function assertEqualEnds({ sent, flushed }: WireRound, when: string): void {
-  for (const [channel, { digest, packets }] of sent.entries()) {
-    assert.equal(typeof digest, "bigint");
-    assert.deepEqual(
-      { digest: flushed[channel]?.digest, packets: flushed[channel]?.packets },
-      { digest, packets },
-      `channel ${channel} ${when}`,
-    );
-  }
-  assert.match(joinDigests(sent.map(({ digest }) => digest ?? 0n)), /^[0-9a-f]{16}$/);
+/** Both ends have the same digest, and count the same packets on every channel. */
+function assertEqualEnds({ sent, delivered, digest }: WireRound, when: string): void {
+  for (const [channel, { packets }] of sent.entries()) assert.equal(delivered[channel]?.packets, packets, `channel ${channel} ${when}`);
+  assert.equal(typeof digest, "bigint");
+  assert.equal(joinDigests([digest ?? 0n]), joinDigests(sent.map((one) => one.digest ?? 0n)), when);
 }
 
 type Run = readonly [first: number, pages: number];
@@ -88,6 +55,7 @@ function packet(data: readonly Run[], zero: readonly Run[] = [], lie: Partial<Pa
     sequence: 0,
     dataRuns: data.length,
     zeroRuns: zero.length,
+    lanes: 0,
   };
   encodeHeader(head, { ...honest, payloadBytes: bytes.byteLength, ...lie });
   return Buffer.concat([head, bytes]);
@@ -99,17 +67,10 @@ function changed(bytes: Buffer, at: number, value: number): Buffer {
   return copy;
 }
 
-/** xorshift32: garbage that is the same every time. */
+/** Garbage that is the same every time. */
 function noise(bytes: number, seed: number): Buffer {
-  const garbage = Buffer.alloc(bytes);
-  let x = seed | 1;
-  for (let at = 0; at < bytes; at++) {
-    x ^= x << 13;
-    x ^= x >>> 17;
-    x ^= x << 5;
-    garbage[at] = x;
-  }
-  return garbage;
+  const next = randomNumbers(seed);
+  return Buffer.from(Array.from({ length: bytes }, () => next() & 0xff));
 }
 
 /** What a hostile peer may send, the code it has to end with, and the pages it may have written. */
@@ -151,6 +112,9 @@ const HOSTILE: readonly (readonly [what: string, bytes: Buffer, code: ErrorCode,
     "ERR_PAYLOAD_TOO_LARGE",
     [],
   ],
+  ["a FLUSH of a lane that another channel carries", packet([], [], { kind: PacketKind.Flush, lanes: 0b10 }), "ERR_RUN_OUT_OF_RANGE", []],
+  ["a FLUSH of a lane that there is not", packet([], [], { kind: PacketKind.Flush, lanes: 0b101 }), "ERR_RUN_OUT_OF_RANGE", []],
+  ["lanes in a packet of pages", packet([[1, 1]], [], { lanes: 1 }), "ERR_NOT_A_PACKET", []],
   ["a FLUSH with pages", packet([[1, 1]], [], { kind: PacketKind.Flush }), "ERR_NOT_A_PACKET", []],
   [
     "a block that is none",
@@ -185,12 +149,12 @@ const HOSTILE: readonly (readonly [what: string, bytes: Buffer, code: ErrorCode,
 ];
 
 /** Accepts a page channel, answers 101, and never reads. */
-async function deafServer(context: TestContext): Promise<{ connect: () => Promise<Socket>; server: Server }> {
+async function deafServer(context: TestContext): Promise<() => Promise<Socket>> {
   const sockets = new Set<Socket>();
   const server = createServer((socket) => {
     sockets.add(socket);
     socket.on("error", () => {}).on("close", () => sockets.delete(socket));
-    socket.pause().write(SWITCHING);
+    socket.pause().write(switching([]));
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -201,7 +165,7 @@ async function deafServer(context: TestContext): Promise<{ connect: () => Promis
   const at = server.address();
   assert.ok(at !== null && typeof at === "object");
   const name = { session: randomUUID(), channel: 0, generation: 1 };
-  return { server, connect: () => connectPageChannel({ host: "127.0.0.1", port: at.port }, name, new AbortController().signal) };
+  return async () => (await connectPageChannel({ host: "127.0.0.1", port: at.port }, name, new AbortController().signal)).socket;
 }
 
 const openDescriptors = (): number => readdirSync("/proc/self/fd").length;
@@ -343,19 +307,20 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         withMemories([CLOG_BYTES], async (from) => {
           assert.ok(from !== undefined);
           fillRandom(from, 0, from.pages, 1);
-          const { connect } = await deafServer(context);
+          const connect = await deafServer(context);
           for (const waitMs of [0, 30, 300]) {
             const sender = await PageChannel.open(await connect(), threads, {
               type: "send",
               pump,
               channel: 0,
-              channels: 1,
+              generation: 1,
+              lanes: LaneTable.allocate(1).share(),
               memory: from.share(),
               hashes: undefined,
               compression: "none",
             });
             sender.onFailure = (error) => assert.fail(error);
-            const rejected = assert.rejects(sender.sendRound(1, allPages(from).words, 0), {
+            const rejected = assert.rejects(sender.sendRound(1, allPages(from).words, 0, wholeLane(0)), {
               name: "MigrationError",
               code: "ERR_LINK_LOST",
             });
@@ -374,7 +339,9 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         fillRandom(from, 0, from.pages, 1);
         await withWire(from, to, { pump, threads, channels: 1, hasDigest: false }, async ({ senders: [sender] }) => {
           assert.ok(sender !== undefined);
-          const rejected = assert.rejects(sender.sendRound(1, allPages(from).words, from.bytes / 60), { code: "ERR_LINK_LOST" });
+          const rejected = assert.rejects(sender.sendRound(1, allPages(from).words, from.bytes / 60, wholeLane(0)), {
+            code: "ERR_LINK_LOST",
+          });
           await setTimeout(50);
           const started = performance.now();
           await sender.end();
@@ -391,7 +358,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         const peer = await target.connect(0);
         peer.write(packet([[1, 4]]).subarray(0, 5000)); // in the middle of a page
         const started = performance.now();
-        await Promise.all([target.endChannels(), target.endChannels()]);
+        await Promise.all([target.receiver.end(), target.receiver.end()]);
         assert.ok(performance.now() - started < END_MS, `${(performance.now() - started).toFixed(0)} ms`);
         assert.deepEqual(target.failures, [], "it was told to end, so nothing failed");
         await hangUp(peer);
@@ -413,13 +380,14 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
               type: "send",
               pump,
               channel: 0,
-              channels: 1,
+              generation: 1,
+              lanes: LaneTable.allocate(1).share(),
               memory: from.share(),
               hashes: undefined,
               compression: "none",
             } as const;
             const sender = await PageChannel.open(await target.connect(0), threads, send);
-            const sent = sender.sendRound(1, allPages(from).words, 0).catch(() => {}); // cut or not, it is over soon
+            const sent = sender.sendRound(1, allPages(from).words, 0, wholeLane(0)).catch(() => {}); // cut or not, it is over soon
             if (turn % 3 === 0) await sent;
             if (turn % 2 === 0) await sender.end();
             await target.endChannels();
@@ -474,14 +442,16 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         const watched = new WatchedThreads();
         await watched.prepare(1);
         const target = await PageTarget.listen(to, { pump, threads, channels: 1 });
-        const send = { type: "send", pump, channel: 0, channels: 1, memory: from.share(), hashes: undefined, compression: "none" } as const;
+        const lanes = LaneTable.allocate(1).share();
+        const life = { channel: 0, generation: 1, lanes } as const;
+        const send = { type: "send", pump, ...life, memory: from.share(), hashes: undefined, compression: "none" } as const;
         for (let turn = 0; turn < 3; turn++) {
           const sender = await PageChannel.open(await target.connect(0), watched, send);
           const stored = new Promise<void>((resolve, reject) => {
-            target.onFlushed = () => resolve();
+            target.onDelivered = () => resolve();
             target.onFailure = reject;
           });
-          await sender.sendRound(1, allPages(from).words, 0);
+          await sender.sendRound(1, allPages(from).words, 0, wholeLane(0));
           await stored;
           assertEqualImages(from, to, `after channel ${turn}`);
           await sender.end();
@@ -494,12 +464,11 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         const receiver = await PageChannel.open(far, watched, {
           type: "receive",
           pump,
-          channel: 0,
-          channels: 1,
+          ...life,
           memory: to.share(),
           hashes: undefined,
           populated,
-          answer: SWITCHING,
+          answer: switching([]),
         });
         const failure = new Promise((resolve) => {
           receiver.onFailure = resolve;
@@ -508,7 +477,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         await failure;
         await hangUp(near);
         const last = await PageChannel.open(await target.connect(0), watched, send);
-        await last.sendRound(1, allPages(from).words, 0);
+        await last.sendRound(1, allPages(from).words, 0, wholeLane(0));
         await last.end();
         assert.deepEqual(new Set(taken).size, 1, `threads ${taken.join(", ")}`);
         assert.equal(taken.length, 5);

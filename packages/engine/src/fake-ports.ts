@@ -1,10 +1,14 @@
 import type { Bitmap, GuestState } from "@precopy/guest";
 import { PAGE_BYTES } from "@precopy/protocol";
-import type { MigrationError, RoundProgress, SourcePhase } from "@precopy/protocol";
+import type { Decision, MigrationError, RoundProgress, SourceEvent, SourcePhase } from "@precopy/protocol";
+import { offer } from "@precopy/protocol";
 import type { MigrationPorts } from "./migration.js";
 import type { DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort } from "./ports.js";
+import { SourceHandover } from "./source-handover.js";
 
-export type Call = "start" | "collect" | "sendRound" | "sendLast" | "pause" | "prepare" | "decideCommit" | "commit" | "stop";
+export type Call = "start" | "collect" | "sendRound" | "sendLast" | "pause" | "prepare" | "decide" | "commit" | "stop";
+
+export const EPOCH = 7;
 
 export function pagesOf(bitmap: Bitmap): number[] {
   const pages: number[] = [];
@@ -31,9 +35,15 @@ export class FakePorts implements MigrationPorts {
   pageMs = 0;
   /** Awaited inside a call after it was recorded: to look, to wait, or to throw. `nth` counts the calls of that name from 1. */
   during: (call: Call, nth: number) => Promise<void> | void = () => {};
-  answer: "active" | "refused" = "active";
-  /** Called by `commit` with the engine's onDoubt before it waits. */
-  onCommit: (onDoubt: () => void) => void = () => {};
+  answer: SourceEvent = "active";
+  /** The state machine of this migration. */
+  readonly machine = new SourceHandover(offer(EPOCH - 1, EPOCH).state, {
+    decide: (decision: Decision) => {
+      this.calls.push(`decide ${decision}`);
+      void this.during("decide", 1); // it can only throw: nothing here waits
+    },
+    onPhase: (phase) => this.phases.push(phase),
+  });
   onRoundDone: (round: RoundProgress) => void = () => {};
   readonly #counts = new Map<Call, number>();
   #finds = 0;
@@ -75,8 +85,6 @@ export class FakePorts implements MigrationPorts {
         zeroPages: 0,
         bytes: normalPages * PAGE_BYTES,
         ms: this.costMs.sendLast ?? 0,
-        digest: "0123456789abcdef",
-        packets: [round],
       };
     },
     roundTripMs: () => 0.1,
@@ -95,14 +103,9 @@ export class FakePorts implements MigrationPorts {
       this.prepared.push(state);
       await this.#call("prepare");
     },
-    decideCommit: () => {
-      this.calls.push("decideCommit");
-      void this.during("decideCommit", 1); // it can only throw: nothing here waits
-    },
-    commit: async (onDoubt) => {
-      this.onCommit(onDoubt);
+    commit: async () => {
       await this.#call("commit");
-      return this.answer;
+      this.machine.step(this.answer);
     },
   };
 
@@ -110,10 +113,6 @@ export class FakePorts implements MigrationPorts {
     this.stopReasons.push(reason);
     await this.#call("stop");
   };
-
-  onPhase(phase: SourcePhase): void {
-    this.phases.push(phase);
-  }
 
   onRound(round: RoundProgress): void {
     this.rounds.push(round);

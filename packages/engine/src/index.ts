@@ -5,3 +5,4 @@ export * from "./ports.js";
 export * from "./round-loop.js";
 export * from "./round-stats.js";
 export * from "./switchover.js";
+export * from "./source-handover.js";

@@ -2,16 +2,15 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { DEFAULT_PARAMETERS, MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { MigrationParameters } from "@precopy/protocol";
-import { FakePorts } from "./fake-ports.js";
+import { EPOCH, FakePorts } from "./fake-ports.js";
 import type { Call } from "./fake-ports.js";
 import { Migration } from "./migration.js";
 import type { SwitchResult } from "./migration.js";
 
-const EPOCH = 7;
 const span = (pages: number): number[] => Array.from({ length: pages }, (_, at) => at);
 
 function migrationWith(ports: FakePorts, mode: MigrationParameters["mode"] = "precopy"): Migration {
-  return new Migration({ pages: 100, epoch: EPOCH, parameters: { ...DEFAULT_PARAMETERS, mode }, acceptedAtMs: 900 }, ports);
+  return new Migration({ pages: 100, parameters: { ...DEFAULT_PARAMETERS, mode }, acceptedAtMs: 900 }, ports, ports.machine);
 }
 /** Two rounds of 50 and 10 ms: the second leaves as much as the first, so a third is not worth it. */
 function busyPorts(): FakePorts {
@@ -57,23 +56,11 @@ describe("a migration that nothing disturbs", () => {
   it("goes from setup to completed through active, device and committing, one port after the other", async () => {
     const ports = busyPorts();
     const migration = migrationWith(ports);
-    assert.equal(migration.state.phase, "setup");
+    assert.equal(ports.machine.state.phase, "setup");
     await migration.run();
-    assert.deepEqual(migration.state.phase, "completed");
+    assert.equal(ports.machine.state.phase, "completed");
     assert.deepEqual(ports.phases, ["active", "device", "committing", "completed"]);
-    const order = [
-      "start",
-      "sendRound",
-      "collect",
-      "sendRound",
-      "collect",
-      "pause",
-      "collect",
-      "sendLast",
-      "prepare",
-      "decideCommit",
-      "commit",
-    ];
+    const order = ["start", "sendRound", "collect", "sendRound", "collect", "pause", "collect", "sendLast", "prepare", "decide", "commit"];
     assert.deepEqual(
       ports.calls.map((call) => call.split(" ")[0]),
       order,
@@ -117,7 +104,7 @@ describe("a migration that nothing disturbs", () => {
     assert.deepEqual(ports.phases, ["device", "committing", "completed"]);
     assert.deepEqual(
       ports.calls.map((call) => call.split(" ")[0]),
-      ["pause", "start", "sendLast", "prepare", "decideCommit", "commit"],
+      ["pause", "start", "sendLast", "prepare", "decide", "commit"],
     );
     assert.equal(result.expectedDowntimeMs, undefined, "nothing was ever expected");
     assert.equal(result.setupMs, 100);
@@ -149,7 +136,7 @@ for (const [call, nth, phase] of MOMENTS)
           isSettled = true;
         });
         await hold.reached;
-        assert.equal(migration.state.phase, phase);
+        assert.equal(ports.machine.state.phase, phase);
         const lost = new MigrationError("ERR_PEER_DEAD", "silent");
         if (how === "cancel") migration.cancel();
         else migration.fail(lost);
@@ -161,7 +148,7 @@ for (const [call, nth, phase] of MOMENTS)
         if (how === "fail") assert.equal(error, lost);
         assert.equal(error.code, how === "cancel" ? "ERR_CANCELLED" : "ERR_PEER_DEAD", "and not what the stopped port says");
         assert.equal(ports.stopReasons[0], error);
-        assert.deepEqual(migration.state, { phase: how === "cancel" ? "cancelled" : "failed", cause: error });
+        assert.equal(ports.machine.state.phase, how === "cancel" ? "cancelled" : "failed");
         assert.equal(ports.calls.at(-1), "stop", "nothing was asked after the stop");
         assert.equal(ports.calls.filter((line) => line === "pause").length, phase === "device" ? 1 : 0);
       });
@@ -175,7 +162,7 @@ for (const [call, nth, phase] of MOMENTS)
       const broken = new MigrationError("ERR_LINK_LOST", call);
       hold.throw(broken);
       assert.equal(await failing, broken);
-      assert.deepEqual(migration.state, { phase: "failed", cause: broken });
+      assert.equal(ports.machine.state.phase, "failed");
       assert.deepEqual(ports.stopReasons, [broken]);
       assert.ok(!ports.calls.includes("commit"));
     });
@@ -187,7 +174,7 @@ describe("a migration that is hit", () => {
     const migration = migrationWith(ports);
     migration.cancel();
     assert.equal((await failureOf(migration.run())).code, "ERR_CANCELLED");
-    assert.equal(migration.state.phase, "cancelled");
+    assert.equal(ports.machine.state.phase, "cancelled");
     assert.equal(ports.stopReasons.length, 1);
     assert.ok(!ports.calls.includes("pause"));
   });
@@ -217,7 +204,7 @@ describe("a migration that is hit", () => {
     await turn();
     hold.goOn();
     assert.equal((await failing).code, "ERR_PEER_DEAD");
-    assert.equal(migration.state.phase, "failed");
+    assert.equal(ports.machine.state.phase, "failed");
     assert.equal(ports.stopReasons.length, 1);
   });
 
@@ -228,7 +215,7 @@ describe("a migration that is hit", () => {
     const migration = migrationWith(ports);
     const error = await failureOf(migration.run());
     assert.equal(error.code, "ERR_NOT_CONVERGING");
-    assert.deepEqual(migration.state, { phase: "failed", cause: error });
+    assert.equal(ports.machine.state.phase, "failed");
     assert.deepEqual(ports.stopReasons, [error]);
     assert.ok(!ports.calls.includes("pause"));
   });
@@ -249,15 +236,15 @@ describe("a migration that is hit", () => {
       const migration = migrationWith(ports);
       ports.onRoundDone = ({ round }) => {
         if (round < 3) return;
-        assert.equal(migration.state.phase, "device"); // PREPARED is here, COMMIT is not out
+        assert.equal(ports.machine.state.phase, "device"); // PREPARED is here, COMMIT is not out
         if (how === "cancel") migration.cancel();
         else migration.fail(new MigrationError("ERR_PEER_DEAD", "silent"));
       };
       const error = await failureOf(migration.run());
       assert.equal(error.code, how === "cancel" ? "ERR_CANCELLED" : "ERR_PEER_DEAD");
-      assert.equal(migration.state.phase, how === "cancel" ? "cancelled" : "failed");
+      assert.equal(ports.machine.state.phase, how === "cancel" ? "cancelled" : "failed");
       assert.deepEqual(ports.stopReasons, [error]);
-      assert.ok(!ports.calls.includes("decideCommit") && !ports.calls.includes("commit"), ports.calls.join("; "));
+      assert.ok(!ports.calls.includes("decide committed") && !ports.calls.includes("commit"), ports.calls.join("; "));
     }
   });
 
@@ -280,7 +267,7 @@ describe("a migration that is hit", () => {
     assert.equal(isSettled, false, "rejected while a port was still at work");
     hold.throw(new MigrationError("ERR_LINK_LOST", "gone"));
     assert.equal((await failing).code, "ERR_CANCELLED");
-    assert.equal(migration.state.phase, "cancelled");
+    assert.equal(ports.machine.state.phase, "cancelled");
   });
 });
 
@@ -289,11 +276,11 @@ describe("a decision that cannot be written down", () => {
     const ports = busyPorts();
     const full = new MigrationError("ERR_INTERNAL", "ENOSPC");
     ports.during = (call) => {
-      if (call === "decideCommit") throw full;
+      if (call === "decide") throw full;
     };
     const migration = migrationWith(ports);
     assert.equal(await failureOf(migration.run()), full);
-    assert.deepEqual(migration.state, { phase: "failed", cause: full });
+    assert.equal(ports.machine.state.phase, "failed");
     assert.ok(!ports.calls.includes("commit"));
   });
 });
@@ -308,21 +295,17 @@ describe("after COMMIT", () => {
   }> {
     const ports = busyPorts();
     const hold = new Hold(ports, "commit");
-    let doubt = (): void => {};
-    ports.onCommit = (onDoubt) => {
-      doubt = onDoubt;
-    };
     const migration = migrationWith(ports);
     const running = migration.run();
     running.catch(() => {}); // looked at by each test when it is time
     await hold.reached;
-    return { ports, migration, hold, running, doubt };
+    return { ports, migration, hold, running, doubt: () => ports.machine.step("silence") };
   }
 
   it("the decision is journalled before COMMIT leaves, and once it is the phase is committing", async () => {
-    const { ports, migration, hold, running } = await inCommit();
-    assert.equal(migration.state.phase, "committing");
-    assert.deepEqual(ports.calls.slice(-2), ["decideCommit", "commit"]);
+    const { ports, hold, running } = await inCommit();
+    assert.equal(ports.machine.state.phase, "committing");
+    assert.deepEqual(ports.calls.slice(-2), ["decide committed", "commit"]);
     hold.goOn();
     await running;
   });
@@ -342,17 +325,17 @@ describe("after COMMIT", () => {
     const { ports, migration, hold, running } = await inCommit();
     migration.fail(new MigrationError("ERR_PEER_DEAD", "silent"));
     await turn();
-    assert.equal(migration.state.phase, "committing");
+    assert.equal(ports.machine.state.phase, "committing");
     hold.goOn();
     await running;
-    assert.equal(migration.state.phase, "completed");
+    assert.equal(ports.machine.state.phase, "completed");
     assert.deepEqual(ports.stopReasons, []);
   });
 
   it("in doubt and then active ends as completed, and the whole wait counts as downtime", async () => {
-    const { ports, migration, hold, running, doubt } = await inCommit();
+    const { ports, hold, running, doubt } = await inCommit();
     doubt();
-    assert.equal(migration.state.phase, "in-doubt");
+    assert.equal(ports.machine.state.phase, "in-doubt");
     ports.nowMs += 60_000;
     hold.goOn();
     const { downtimeMs, breakdown } = await running;
@@ -362,13 +345,22 @@ describe("after COMMIT", () => {
 
   it("a final refusal ends as taken-back with ERR_TAKEN_BACK, one epoch higher, in doubt or not", async () => {
     for (const isInDoubt of [true, false]) {
-      const { ports, migration, hold, running, doubt } = await inCommit();
+      const { ports, hold, running, doubt } = await inCommit();
       if (isInDoubt) doubt();
-      ports.answer = "refused";
+      ports.answer = "discarded";
       hold.goOn();
       assert.equal((await failureOf(running)).code, "ERR_TAKEN_BACK");
-      assert.deepEqual(migration.state, { phase: "taken-back", epoch: EPOCH + 1 });
+      assert.deepEqual([ports.machine.state.phase, ports.machine.state.epoch], ["taken-back", EPOCH + 1]);
       assert.deepEqual(ports.stopReasons, [], "the owner of the migration ends the ports, in its own time");
     }
+  });
+
+  it("the operator who gives the guest up ends it with ERR_GIVEN_UP", async () => {
+    const { ports, hold, running, doubt } = await inCommit();
+    doubt();
+    ports.answer = "give-up";
+    hold.goOn();
+    assert.equal((await failureOf(running)).code, "ERR_GIVEN_UP");
+    assert.equal(ports.machine.state.phase, "given-up");
   });
 });

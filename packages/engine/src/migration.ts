@@ -1,8 +1,9 @@
 import { Bitmap } from "@precopy/guest";
-import { MigrationError, enterSource, sourceMayAbort } from "@precopy/protocol";
-import type { DowntimeBreakdown, MigrationParameters, RoundProgress, SourcePhase, SourceState } from "@precopy/protocol";
+import { MigrationError, sourceMayAbort } from "@precopy/protocol";
+import type { DowntimeBreakdown, MigrationParameters, RoundProgress } from "@precopy/protocol";
 import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, StopPorts } from "./ports.js";
 import { preCopy } from "./round-loop.js";
+import type { SourceHandover } from "./source-handover.js";
 import { pauseAndPrepare } from "./switchover.js";
 import type { Prepared } from "./switchover.js";
 
@@ -15,15 +16,12 @@ export interface MigrationPorts {
   readonly clock: Clock;
   /** The target's own measure of how fast its vCPUs start, ms. */
   readonly resumeMs: number;
-  onPhase(phase: SourcePhase): void;
   onRound(round: RoundProgress): void;
 }
 
 export interface MigrationPlan {
   /** Of the guest. */
   readonly pages: number;
-  /** The epoch this hand-over raises the guest to. */
-  readonly epoch: number;
   readonly parameters: MigrationParameters;
   /** When the command was accepted, on the ports' clock. */
   readonly acceptedAtMs: number;
@@ -52,25 +50,24 @@ export class Migration {
   readonly #ports: MigrationPorts;
   readonly #broken: Promise<never>;
   #reject: (error: MigrationError) => void = () => {};
+  readonly #handover: SourceHandover;
   #isBroken = false;
-  #state: SourceState = { phase: "setup" };
 
-  constructor(plan: MigrationPlan, ports: MigrationPorts) {
+  /** @param handover in `setup`; nobody else takes its steps until `commit` is asked to. */
+  constructor(plan: MigrationPlan, ports: MigrationPorts, handover: SourceHandover) {
     this.#plan = plan;
     this.#ports = ports;
+    this.#handover = handover;
     this.#broken = new Promise((_, reject) => {
       this.#reject = reject;
     });
     this.#broken.catch(() => {}); // it is raced against everything that is awaited; by itself it concerns nobody
   }
 
-  get state(): SourceState {
-    return this.#state;
-  }
-
   /** @throws {MigrationError} ERR_CANCEL_TOO_LATE once COMMIT is out. */
   cancel(): void {
-    if (!sourceMayAbort(this.#state.phase)) throw new MigrationError("ERR_CANCEL_TOO_LATE", `The migration is ${this.#state.phase}`);
+    const { phase } = this.#handover.state;
+    if (!sourceMayAbort(phase)) throw new MigrationError("ERR_CANCEL_TOO_LATE", `The migration is ${phase}`);
     this.#break(new MigrationError("ERR_CANCELLED", "Cancelled by the operator"));
   }
 
@@ -86,21 +83,19 @@ export class Migration {
 
   /**
    * Resolves at `completed`, however long the answer to COMMIT takes.
-   * @throws {MigrationError} in `failed`, `cancelled` or `taken-back`: the guest is the source's, and stands still if it was paused.
+   * @throws {MigrationError} in `failed`, `cancelled` or `taken-back`: the guest is the source's, and stands still if it was paused. ERR_GIVEN_UP.
    */
   async run(): Promise<SwitchResult> {
     const { handover, clock } = this.#ports;
-    const { epoch, acceptedAtMs } = this.#plan;
-    const { prepared, setupMs, expectedDowntimeMs } = await this.#reachPrepared();
+    const { acceptedAtMs } = this.#plan;
+    const { prepared, setupMs, expectedDowntimeMs } = await this.#reachCommitting();
     const { pausedAtMs } = prepared;
-    const answer = await handover.commit(() => this.#enter(enterSource(this.#state, { phase: "in-doubt", epoch, pausedAtMs })));
+    await handover.commit();
     const answeredAt = clock();
-    if (answer === "refused") {
-      this.#enter(enterSource(this.#state, { phase: "taken-back", epoch: epoch + 1 }));
-      throw new MigrationError("ERR_TAKEN_BACK", "The target will never run this guest at that epoch");
-    }
+    const { phase } = this.#handover.state;
+    if (phase === "taken-back") throw new MigrationError("ERR_TAKEN_BACK", "The guest will never run at the target at that epoch");
+    if (phase !== "completed") throw new MigrationError("ERR_GIVEN_UP", "The operator gave up the guest here");
     const downtimeMs = answeredAt - pausedAtMs;
-    this.#enter(enterSource(this.#state, { phase: "completed", downtimeMs }));
     return {
       breakdown: { ...prepared.breakdown, commit: answeredAt - prepared.preparedAtMs },
       downtimeMs,
@@ -112,13 +107,13 @@ export class Migration {
   }
 
   /** Ends in `committing`, or throws in `failed` or `cancelled`. */
-  async #reachPrepared(): Promise<{ prepared: Prepared; setupMs: number; expectedDowntimeMs: number | undefined }> {
+  async #reachCommitting(): Promise<{ prepared: Prepared; setupMs: number; expectedDowntimeMs: number | undefined }> {
     const { clock } = this.#ports;
-    const { acceptedAtMs, epoch } = this.#plan;
+    const { acceptedAtMs } = this.#plan;
     try {
       const live = this.#plan.parameters.mode === "precopy" ? await this.#runRounds() : undefined;
       const pausedAtMs = clock();
-      this.#enter(enterSource(this.#state, { phase: "device", epoch, pausedAtMs }));
+      this.#handover.step("pause");
       const remaining = live?.remaining ?? new Bitmap(this.#plan.pages);
       const round = (live?.rounds ?? 0) + 1;
       const prepared = await this.#unlessBroken(pauseAndPrepare(remaining, round, live !== undefined, this.#ports));
@@ -140,14 +135,11 @@ export class Migration {
       });
       // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.
       if (this.#isBroken) await this.#unlessBroken(this.#broken);
-      this.#ports.handover.decideCommit(); // what cannot be written down is not decided, and the guest is still ours
-      this.#enter(enterSource(this.#state, { phase: "committing", epoch, pausedAtMs: prepared.pausedAtMs }));
+      this.#handover.step("prepared"); // what cannot be written down is not decided, and the guest is still ours
       return { prepared, setupMs: live?.setupMs ?? pausedAtMs - acceptedAtMs, expectedDowntimeMs: live?.expectedDowntimeMs };
     } catch (thrown) {
       const error = MigrationError.from(thrown);
-      const { state } = this;
-      if (state.phase === "setup" || state.phase === "active" || state.phase === "device")
-        this.#enter(enterSource(state, { phase: error.code === "ERR_CANCELLED" ? "cancelled" : "failed", cause: error }));
+      this.#handover.abort(error);
       throw error;
     }
   }
@@ -155,10 +147,9 @@ export class Migration {
   async #runRounds(): Promise<{ remaining: Bitmap; rounds: number; expectedDowntimeMs: number; setupMs: number }> {
     const { pages, acceptedAtMs, parameters } = this.#plan;
     let setupMs: number | undefined;
-    this.#enter(enterSource(this.#state, { phase: "active", round: 1 }));
+    this.#handover.step("rounds");
     const loop = preCopy(pages, parameters.downtimeLimitMs, acceptedAtMs, this.#ports, (round) => {
       setupMs ??= round.startMs;
-      if (this.#state.phase === "active") this.#state = enterSource(this.#state, { phase: "active", round: round.round + 1 });
       this.#ports.onRound(round);
     });
     return { ...(await this.#unlessBroken(loop)), setupMs: setupMs ?? 0 };
@@ -173,10 +164,5 @@ export class Migration {
       await Promise.allSettled([this.#ports.stop(MigrationError.from(thrown)), work]);
       throw thrown;
     }
-  }
-
-  #enter(state: SourceState): void {
-    this.#state = state;
-    this.#ports.onPhase(state.phase);
   }
 }

@@ -11,14 +11,6 @@ export interface RoundTransfer {
   readonly ms: number;
 }
 
-/** The last round: its acknowledgement is PREPARED. */
-export interface LastTransfer extends RoundTransfer {
-  /** Image digest, or null with the digest off. */
-  readonly digest: string | null;
-  /** Packets each channel has sent since it began. */
-  readonly packets: readonly number[];
-}
-
 /** The guest's dirty log; see DirtyLog in @precopy/guest. Both resolve with the ms they took. */
 export interface DirtyPort {
   start(into: Bitmap): Promise<number>;
@@ -29,7 +21,7 @@ export interface DirtyPort {
 export interface LinkPort {
   sendRound(round: number, pages: Bitmap): Promise<RoundTransfer>;
   /** Without any bandwidth limit. Resolves when the system has taken every byte; PREPARED tells that they arrived. */
-  sendLast(round: number, pages: Bitmap): Promise<LastTransfer>;
+  sendLast(round: number, pages: Bitmap): Promise<RoundTransfer>;
   /** Shortest control round trip seen, ms. */
   roundTripMs(): number;
 }
@@ -43,20 +35,14 @@ export interface GuestPort {
 export interface FinalState {
   readonly round: number;
   readonly guest: GuestState;
-  readonly last: LastTransfer;
 }
 
-/** The three messages of the hand-over. */
+/** The conversation of the hand-over. */
 export interface HandoverPort {
   /** Sends the state; resolves at PREPARED, with the digest compared. */
   prepare(state: FinalState): Promise<void>;
-  /** Journals the decision; if that throws there is none. Once it returns only the target's answer decides. */
-  decideCommit(): void;
-  /**
-   * Sends COMMIT and asks until the target has answered, however long that takes. Calls `onDoubt` once if no answer came in time or the
-   * link is gone. Resolves with the answer: it runs there, or it never will.
-   */
-  commit(onDoubt: () => void): Promise<"active" | "refused">;
+  /** Sends COMMIT and takes the hand-over's steps until it is over, however long that takes: only an answer ends it, the arbiter or an operator. */
+  commit(): Promise<void>;
 }
 
 /** Ends every port at once, so that whatever is pending on them rejects soon; tells the target why. Before COMMIT only. */

@@ -1,6 +1,6 @@
 import type { Bitmap } from "@precopy/guest";
 import type { DowntimeBreakdown } from "@precopy/protocol";
-import type { Clock, DirtyPort, GuestPort, HandoverPort, LastTransfer, LinkPort } from "./ports.js";
+import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, RoundTransfer } from "./ports.js";
 
 export interface SwitchoverPorts {
   readonly dirty: DirtyPort;
@@ -13,7 +13,7 @@ export interface SwitchoverPorts {
 export interface Prepared {
   readonly pausedAtMs: number;
   readonly preparedAtMs: number;
-  readonly last: LastTransfer;
+  readonly last: RoundTransfer;
   readonly lastPages: number;
   readonly breakdown: Omit<DowntimeBreakdown, "commit">;
 }
@@ -39,7 +39,7 @@ export async function pauseAndPrepare(
   const lastPages = remaining.count();
   const last = await link.sendLast(round, remaining);
   const sentAt = clock();
-  await handover.prepare({ round, guest: state, last });
+  await handover.prepare({ round, guest: state });
   const preparedAtMs = clock();
   return {
     pausedAtMs: askedAt,

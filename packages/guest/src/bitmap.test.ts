@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { STRIPE_PAGES, channelOfPage } from "@precopy/protocol";
+import { STRIPE_PAGES, laneOfPage } from "@precopy/protocol";
 import fc from "fast-check";
 import { Bitmap } from "./bitmap.js";
 
@@ -73,12 +73,16 @@ describe("Bitmap", () => {
       }),
     ));
 
-  it("counts all pages, and for 1 to 4 channels those that each one carries", () =>
+  it("counts all pages, and for 1 to 4 lanes those of each one, from any page on", () =>
     fc.assert(
-      fc.property(filled, fc.integer({ min: 1, max: 4 }), ({ bitmap, model }, channels) => {
+      fc.property(filled, fc.integer({ min: 1, max: 4 }), fc.nat(5 * STRIPE_PAGES), ({ bitmap, model }, lanes, from) => {
         assert.equal(bitmap.count(), model.size);
-        for (let channel = 0; channel < channels; channel++)
-          assert.equal(bitmap.count(channel, channels), sorted(model).filter((page) => channelOfPage(page, channels) === channel).length);
+        for (let lane = 0; lane < lanes; lane++) {
+          const own = sorted(model).filter((page) => laneOfPage(page, lanes) === lane);
+          assert.equal(bitmap.count(lane, lanes), own.length);
+          assert.equal(bitmap.count(lane, lanes, from), own.filter((page) => page >= from).length, `from ${from}`);
+        }
+        assert.equal(bitmap.count(0, 1, 2 ** 32), 0);
       }),
     ));
 

@@ -59,18 +59,20 @@ export class Bitmap {
     return Math.ceil(this.words.length / STRIPE_WORDS);
   }
 
-  /** Pages set in one stripe. */
-  countStripe(stripe: number): number {
+  /** Pages set in one stripe, not counting those below `from`. */
+  countStripe(stripe: number, from = 0): number {
     let pages = 0;
     const end = Math.min((stripe + 1) * STRIPE_WORDS, this.words.length);
-    for (let at = stripe * STRIPE_WORDS; at < end; at++) if (this.words[at] !== 0) pages += popcount(this.words[at]!);
+    let at = Math.max(stripe * STRIPE_WORDS, Math.floor(from / 32));
+    if (at < end && from > at * 32) pages = popcount(this.words[at++]! & (-1 << (from & 31)));
+    for (; at < end; at++) if (this.words[at] !== 0) pages += popcount(this.words[at]!);
     return pages;
   }
 
-  /** Pages set; with `channels`, those of one channel's stripes. Cost: 60 us for the 65,536 words of an 8 GiB guest. */
-  count(channel = 0, channels = 1): number {
+  /** Pages set, `from` and above; with `lanes`, those of one lane. Cost: 60 us for the 65,536 words of an 8 GiB guest. */
+  count(lane = 0, lanes = 1, from = 0): number {
     let pages = 0;
-    for (let stripe = channel; stripe < this.stripes; stripe += channels) pages += this.countStripe(stripe);
+    for (let stripe = lane; stripe < this.stripes; stripe += lanes) pages += this.countStripe(stripe, from);
     return pages;
   }
 

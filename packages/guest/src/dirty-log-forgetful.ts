@@ -3,7 +3,7 @@ import type { DirtyLog, DirtyLogKind } from "./dirty-log.js";
 
 /**
  * A log that loses one written page in `every`: the mistake that suite, audit and demo exist to find, so that each can be seen to fail.
- * Switched on by the environment variable PRECOPY_FORGET_DIRTY=N, and never otherwise.
+ * Switched on by PRECOPY_FORGET_DIRTY=N together with --fault-points, and never otherwise.
  */
 export class ForgetfulDirtyLog implements DirtyLog {
   readonly kind: DirtyLogKind;

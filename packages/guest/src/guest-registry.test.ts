@@ -35,7 +35,7 @@ describe("GuestRegistry", () => {
       const fresh = registry.reserve("g1", MIB, undefined);
       assert.equal(fresh.epoch, 1);
       fresh.release();
-      journal.record("g1", 6, "completed");
+      journal.record("g1", 6, "aborted");
       const again = registry.reserve("g1", MIB, undefined);
       assert.equal(again.epoch, 7);
       again.release();
@@ -47,6 +47,63 @@ describe("GuestRegistry", () => {
       journal.record("g1", 6, "prepared");
       for (const epoch of [1, 5, 6]) assert.throws(() => registry.reserve("g1", MIB, epoch), { code: "ERR_EPOCH" }, `epoch ${epoch}`);
       assert.equal(registry.reserve("g1", MIB, 7).epoch, 7);
+    }));
+
+  it("does not boot anew a guest that moved away, or whose hand-over is in doubt, and says where it went", () =>
+    withRegistry((registry, journal) => {
+      const attempt = { peer: "h2:4646", session: "s" };
+      const refused = (code: string, message: string): void => {
+        assert.throws(() => registry.reserve("g1", MIB, undefined), { code, message });
+        registry.reserve("g2", MIB, undefined).release(); // the place is free, and another guest boots
+      };
+      journal.record("g1", 6, "committed", attempt);
+      refused("ERR_UNRESOLVED", "Guest g1 was handed to h2:4646 at epoch 6, and its answer was never written down");
+      journal.record("g1", 6, "completed", attempt);
+      refused("ERR_OWNED_ELSEWHERE", "Guest g1 moved to h2:4646 at epoch 6");
+      // An offer that came to nothing does not bring it back.
+      journal.record("g1", 7, "prepared", { peer: "h3:4646", session: "s" });
+      journal.record("g1", 7, "refused", { peer: "h3:4646", session: "s" });
+      refused("ERR_OWNED_ELSEWHERE", "Guest g1 moved to h2:4646 at epoch 6");
+    }));
+
+  it("names no peer that an older release did not write down", () =>
+    withRegistry((registry, journal) => {
+      journal.record("g1", 6, "completed");
+      assert.throws(() => registry.reserve("g1", MIB, undefined), { message: "Guest g1 moved to another agent at epoch 6" });
+    }));
+
+  it("boots a guest anew after every other end, one epoch above all it met", () =>
+    withRegistry((registry, journal) => {
+      for (const decision of [
+        "booted",
+        "offered",
+        "aborted",
+        "taken-back",
+        "given-up",
+        "lost",
+        "prepared",
+        "owner",
+        "refused",
+        "claimed",
+      ] as const) {
+        const guest = `g-${decision}`;
+        journal.record(guest, 9, decision);
+        const reservation = registry.reserve(guest, MIB, undefined);
+        assert.equal(reservation.epoch, 10, decision);
+        reservation.release();
+      }
+    }));
+
+  it("takes an offer whatever became of the guest here, if its epoch is above all that were seen", () =>
+    withRegistry((registry, journal) => {
+      for (const decision of ["committed", "completed", "refused", "prepared", "given-up", "owner"] as const) {
+        const guest = `g-${decision}`;
+        journal.record(guest, 9, decision);
+        assert.throws(() => registry.reserve(guest, MIB, 9), { code: "ERR_EPOCH" });
+        const reservation = registry.reserve(guest, MIB, 10);
+        assert.equal(reservation.epoch, 10, decision);
+        reservation.release();
+      }
     }));
 
   it("keeps the place: a second guest is refused with ERR_AGENT_FULL, the same one with ERR_GUEST_PRESENT", () =>

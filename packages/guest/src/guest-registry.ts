@@ -36,13 +36,15 @@ export class GuestRegistry {
   }
 
   /**
-   * Checks everything that does not need the workload, and keeps the place. `epoch` undefined: a fresh boot here.
-   * @throws {MigrationError} ERR_GUEST_PRESENT, ERR_AGENT_FULL, ERR_EPOCH, ERR_MEMORY_LIMIT, ERR_MEMORY
+   * Checks everything that does not need the workload, and keeps the place. `offered` is the epoch of an offer, which only has to be above
+   * all that were seen here; undefined: a fresh boot, of a guest that did not leave this host for another.
+   * @throws {MigrationError} ERR_GUEST_PRESENT, ERR_AGENT_FULL, ERR_UNRESOLVED, ERR_OWNED_ELSEWHERE, ERR_EPOCH, ERR_MEMORY_LIMIT, ERR_MEMORY
    */
   reserve(guestId: string, memoryBytes: number, offered: number | undefined): Reservation {
     const present = this.#guest?.manifest.id ?? this.#reserved?.guestId;
     if (present === guestId) throw new MigrationError("ERR_GUEST_PRESENT", `Guest ${guestId} is here already`);
     if (present !== undefined) throw new MigrationError("ERR_AGENT_FULL", `This agent holds guest ${present}; it takes one`);
+    if (offered === undefined) this.#checkDeparture(guestId);
     const latest = this.journal.latestEpoch(guestId);
     const epoch = offered ?? latest + 1;
     if (epoch <= latest)
@@ -68,6 +70,17 @@ export class GuestRegistry {
       },
       release,
     };
+  }
+
+  #checkDeparture(guestId: string): void {
+    const left = this.journal.departure(guestId);
+    if (left === undefined) return;
+    const { decision, epoch, peer = "another agent" } = left;
+    if (decision === "completed") throw new MigrationError("ERR_OWNED_ELSEWHERE", `Guest ${guestId} moved to ${peer} at epoch ${epoch}`);
+    throw new MigrationError(
+      "ERR_UNRESOLVED",
+      `Guest ${guestId} was handed to ${peer} at epoch ${epoch}, and its answer was never written down`,
+    );
   }
 
   /** The guest has left, or ended. */

@@ -1,3 +1,5 @@
+export * from "./arbiter.js";
+export * from "./arbiter-file.js";
 export * from "./bitmap.js";
 export * from "./clock.js";
 export * from "./device.js";

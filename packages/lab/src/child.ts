@@ -83,8 +83,12 @@ export class JsonChild {
     this.#process.kill(signal);
   }
 
-  /** Asks it to end, insists after a while, and resolves when it is gone. */
+  /** Asks it to end, its guest included, insists after a while, and resolves when it is gone. */
   async end(): Promise<number | null> {
+    void this.expect("held").then(
+      () => this.#process.kill("SIGTERM"), // an agent with a guest wants to be told twice
+      () => {}, // it ended
+    );
     this.#process.kill("SIGTERM");
     const insist = setTimeout(() => this.#process.kill("SIGKILL"), 8000);
     const code = await this.#exited;

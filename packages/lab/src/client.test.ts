@@ -99,6 +99,19 @@ it("with a sound ledger every request is applied once, whatever the counter was 
   assert.ok(report.p50Ms! > 0 && report.p50Ms! <= report.p99Ms!);
 });
 
+it("settles accounts as often as it is asked, and issues on in between", async (t) => {
+  const { ledger, client } = await bench(t);
+  await acknowledged(client, 20);
+  const first = await client.settle({ timeoutMs: 2000 });
+  assert.ok(first.isVerified);
+  await acknowledged(client, first.issued + 20);
+  ledger.counter++; // an increment that nobody asked for
+  const second = await client.settle({ timeoutMs: 2000 });
+  assert.deepEqual([second.lost, second.doubled, second.isVerified], [0, 1, false]);
+  assert.equal(second.acknowledged, second.issued);
+  await acknowledged(client, second.issued + 5);
+});
+
 it("requests fall due by the clock, not by answers, and a late event loop makes up for them", async (t) => {
   const { ledger, client } = await bench(t);
   ledger.answer = () => [];
@@ -119,6 +132,17 @@ it("unanswered requests are repeated by id, at most every 50 ms, until they are 
   assert.ok(report.isVerified);
   assert.ok(report.repeated >= 2 * report.issued);
   assert.ok(report.p50Ms! >= 99);
+});
+
+it("with its span full it issues no more until an answer comes", async (t) => {
+  const { lab, ledger } = await startLedger(t);
+  ledger.answer = (id, asked) => (asked < 3 ? [] : [ledger.applyOnce(id)]);
+  const client = await LedgerClient.connect({ target: lab.address, guestId: ID, connectTimeoutMs: 2000, spanIds: 20 });
+  t.after(() => client.close());
+  const until = performance.now() + 45;
+  while (performance.now() < until) await turn();
+  assert.equal(client.statistics().issued, 20);
+  await acknowledged(client, 25);
 });
 
 it("a lost request is found: acknowledged, and then not in the counter", async (t) => {

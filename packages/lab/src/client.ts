@@ -10,7 +10,7 @@ const TICK_MS = 1;
 const REPEAT_MS = 50;
 /** Repeats a tick, so that the end of an outage is no flood. */
 const REPEATS_A_TICK = 64;
-/** Ids from the oldest unanswered one to the newest; below the ledger's window, so that no id is forgotten before it is answered. */
+/** Below the ledger's window, so that no id is forgotten before it is answered. */
 const SPAN_IDS_MAX = 60_000;
 /** At the end: how long the counter is asked for even if the time for the answers is up. */
 const COUNTER_TIMEOUT_MS = 1000;
@@ -25,6 +25,8 @@ export interface ClientOptions {
   readonly client?: number;
   /** How long the guest may take to answer the first time, default 10,000 ms. */
   readonly connectTimeoutMs?: number;
+  /** Ids from the oldest unanswered one to the newest, default 60,000, which is the most: each of them is repeated as long as an outage lasts. */
+  readonly spanIds?: number;
 }
 
 export interface ClientStatistics {
@@ -119,6 +121,7 @@ export class LedgerClient {
   readonly #guestMac: string;
   readonly #guestTag: string;
   readonly #intervalMs: number;
+  readonly #spanIds: number;
   readonly #timer: NodeJS.Timeout;
   /** By id; in the order of sending, because what is sent again goes to the end. */
   readonly #open = new Map<number, Sent>();
@@ -146,8 +149,10 @@ export class LedgerClient {
   #isClosed = false;
   #waiting: { readonly isMet: () => boolean; readonly untilMs: number; readonly resolve: () => void } | undefined;
 
-  private constructor(backend: UdpBackend, { guestId, rate = RATE_DEFAULT, client = randomBytes(4).readUInt32LE() }: ClientOptions) {
+  private constructor(backend: UdpBackend, options: ClientOptions) {
+    const { guestId, rate = RATE_DEFAULT, client = randomBytes(4).readUInt32LE(), spanIds = SPAN_IDS_MAX } = options;
     this.#backend = backend;
+    this.#spanIds = Math.min(spanIds, SPAN_IDS_MAX);
     this.#client = client;
     this.#mac = macOf(`client ${client}`);
     this.#guestMac = macOf(guestId);
@@ -197,14 +202,14 @@ export class LedgerClient {
     return { longestGapMs, acknowledged };
   }
 
-  /** Issues no more, waits at most `timeoutMs` for the answers, reads the counter, settles accounts and closes. */
-  async finish({ timeoutMs }: { readonly timeoutMs: number }): Promise<ClientReport> {
+  /** Issues no more, waits at most `timeoutMs` for the answers, reads the counter and settles accounts; then it issues on. One at a time. */
+  async settle({ timeoutMs }: { readonly timeoutMs: number }): Promise<ClientReport> {
     const untilMs = hostNowMs() + timeoutMs;
     this.#nextDueMs = Number.POSITIVE_INFINITY;
     await this.#until(() => this.#open.size === 0, untilMs);
     const counter = await this.#read(Math.max(untilMs, hostNowMs() + COUNTER_TIMEOUT_MS));
     const statistics = this.statistics();
-    this.close();
+    this.#nextDueMs = hostNowMs();
     return {
       ...statistics,
       ...this.#settle(counter, statistics),
@@ -212,6 +217,13 @@ export class LedgerClient {
       p50Ms: this.#latencies.percentile(0.5),
       p99Ms: this.#latencies.percentile(0.99),
     };
+  }
+
+  /** Settles accounts as `settle` does, and closes. */
+  async finish(options: { readonly timeoutMs: number }): Promise<ClientReport> {
+    const report = await this.settle(options);
+    this.close();
+    return report;
   }
 
   /** Idempotent. A `finish` under way reports what is known. */
@@ -258,7 +270,7 @@ export class LedgerClient {
   #issue(nowMs: number): void {
     while (this.#nextDueMs <= nowMs) {
       while (this.#oldestOpenId <= this.#issued && !this.#open.has(this.#oldestOpenId)) this.#oldestOpenId++;
-      if (this.#issued + 1 - this.#oldestOpenId >= SPAN_IDS_MAX) {
+      if (this.#issued + 1 - this.#oldestOpenId >= this.#spanIds) {
         this.#nextDueMs = nowMs + this.#intervalMs;
         return;
       }

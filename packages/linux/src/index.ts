@@ -1,3 +1,5 @@
+export * from "./boot-id.js";
+export * from "./file-lock.js";
 export { addressOf, isLinuxAvailable } from "./library.js";
 export * from "./memory.js";
 export * from "./pagemap-scan.js";

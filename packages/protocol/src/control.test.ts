@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { inspect } from "node:util";
+import { crc32 } from "node:zlib";
 import fc from "fast-check";
 import { Packr } from "msgpackr";
 import { decodeControl, encodeControl } from "./control.js";
@@ -28,16 +29,22 @@ const EVERY: { [T in ControlType]: Message<T> } = {
     capabilities: ["lz4"],
     digest: true,
     manifest: { id: "g1", memoryBytes: 2 ** 26, vcpus: [VCPU], devices: [{ kind: "nic", mac: "52:54:00:aa:bb:cc" }] },
+    from: "10.0.0.1:4646",
+    arbiterEpoch: 1,
   },
   admitted: { type: "admitted", session: SESSION, release: "0.1.0", pump: "direct", probeMs: 0.4 },
   refused: { type: "refused", code: "ERR_EPOCH", message: "Guest g1 is offered at epoch 1; epoch 2 was seen here" },
-  flushed: { type: "flushed", channel: 1, round: 3, packets: 12 },
+  flushed: { type: "flushed", channel: 1, generation: 2, round: 3, packets: 12 },
+  lost: { type: "lost", channel: 1, generation: 2, code: "ERR_BAD_CHECKSUM", message: "" },
+  carry: { type: "carry", lane: 1, channel: 0 },
+  carried: { type: "carried", lane: 1, stored: { round: 3, page: 512 } },
+  rejoin: { type: "rejoin", guest: "g1", epoch: 2, session: SESSION },
+  rejoined: { type: "rejoined", epoch: 2, flushed: [{ channel: 1, generation: 2, round: 3, packets: 12 }] },
   state: {
     type: "state",
     epoch: 2,
     round: 4,
     digest: "0123456789abcdef",
-    packets: [12, 13],
     registers: [{ program: { random: 7, list: [1, "two", null] }, lastTickMs: 1.25 }],
     devices: [null],
     clockMs: 12345.678,
@@ -50,12 +57,21 @@ const EVERY: { [T in ControlType]: Message<T> } = {
   failed: { type: "failed", code: "ERR_MEMORY", message: "no" },
   ask: { type: "ask", guest: "g1", epoch: 2, session: "00000000-0000-4000-8000-000000000001" },
   owner: { type: "owner", epoch: 2, phase: "prepared" },
+  "who-owns": { type: "who-owns", guest: "g1" },
+  ownership: { type: "ownership", guest: "g1", standing: "moved", epoch: 0, at: "2026-11-20T00:00:00.000Z", peer: "[::1]:4646" },
   ping: { type: "ping", id: 0 },
   pong: { type: "pong", id: 1 },
 };
 const packr = new Packr({ useRecords: false, variableMapSize: true });
+/** What a peer sends that packs anything at all: the checksum is right. */
+const sealed = (packed: Uint8Array): Buffer => {
+  const checksum = Buffer.alloc(4);
+  checksum.writeUInt32LE(crc32(packed));
+  return Buffer.concat([checksum, packed]);
+};
 const refuses = (raw: unknown, note = JSON.stringify(raw)): void =>
-  assert.throws(() => decodeControl(packr.pack(raw)), { code: "ERR_BAD_MESSAGE" }, note);
+  assert.throws(() => decodeControl(sealed(packr.pack(raw))), { code: "ERR_BAD_MESSAGE" }, note);
+const isText = (key: string): boolean => ["message", "code", "from", "peer"].includes(key);
 /** Any value where something else was, deep inside. `path` as in "manifest.vcpus.0.region". */
 function changed(message: ControlMessage, path: string, value: unknown): unknown {
   const copy: unknown = structuredClone(message);
@@ -97,7 +113,20 @@ describe("control messages", () => {
     const first = encodeControl(EVERY.state);
     const second = encodeControl(EVERY.state);
     assert.deepEqual(first, second);
-    assert.deepEqual(packr.unpack(second), EVERY.state);
+    assert.deepEqual(packr.unpack(second.subarray(4)), EVERY.state);
+  });
+
+  it("are the CRC-32 of what follows, little-endian, and one msgpack map", () =>
+    assert.equal(encodeControl(EVERY.ping).toString("hex"), "ef6b04df82a474797065a470696e67a2696400"));
+
+  it("have a null where there is nothing to say: no listener, no arbiter, no digest, no line in a journal", () => {
+    for (const message of [
+      { ...EVERY.admit, from: null, arbiterEpoch: null },
+      { ...EVERY.state, digest: null },
+      { ...EVERY.ownership, standing: "unknown" as const, at: null, peer: null },
+      { ...EVERY.rejoined, flushed: [] },
+    ])
+      assert.deepEqual(decodeControl(encodeControl(message)), message);
   });
 });
 
@@ -123,6 +152,8 @@ describe("decodeControl refuses", () => {
     for (const message of Object.values(EVERY)) refuses({ ...message, extra: 1 });
     for (const path of ["manifest.extra", "manifest.vcpus.0.extra", "manifest.vcpus.0.region.extra", "manifest.devices.0.extra"])
       refuses(changed(EVERY.admit, path, 1), path);
+    refuses(changed(EVERY.carried, "stored.extra", 1));
+    refuses(changed(EVERY.rejoined, "flushed.0.extra", 1));
   });
 
   it("every message with any one of its fields left out", () => {
@@ -134,7 +165,7 @@ describe("decodeControl refuses", () => {
   it("every message with any one of its fields of a wrong type", () => {
     for (const message of Object.values(EVERY))
       for (const key of Object.keys(message))
-        for (const value of [undefined, { a: {} }, new Date(0), -1.5, key === "message" ? 1 : key === "code" ? [] : "\u0000".repeat(65)])
+        for (const value of [undefined, { a: {} }, new Date(0), -1.5, isText(key) ? [] : "\u0000".repeat(65)])
           refuses({ ...message, [key]: value }, `${message.type}.${key} = ${inspect(value)}`);
   });
 
@@ -167,7 +198,26 @@ describe("decodeControl refuses", () => {
       [EVERY.admit, "manifest.devices", new Array(5).fill(EVERY.admit.manifest.devices[0])],
       [EVERY.state, "digest", "0123456789ABCDEF"],
       [EVERY.state, "digest", "0123456789abcde"],
-      [EVERY.state, "packets", new Array(CHANNELS_MAX + 1).fill(1)],
+      [EVERY.flushed, "generation", 0],
+      [EVERY.flushed, "generation", 2 ** 31 + 1],
+      [EVERY.flushed, "channel", CHANNELS_MAX],
+      [EVERY.lost, "channel", -1],
+      [EVERY.lost, "code", "x".repeat(65)],
+      [EVERY.carry, "lane", CHANNELS_MAX],
+      [EVERY.carry, "channel", CHANNELS_MAX],
+      [EVERY.carried, "stored", { round: 1 }],
+      [EVERY.carried, "stored.page", 0.5],
+      [EVERY.rejoin, "session", "g1"],
+      [EVERY.rejoin, "epoch", 0],
+      [EVERY.rejoined, "flushed", new Array(CHANNELS_MAX + 1).fill(EVERY.rejoined.flushed[0])],
+      [EVERY.rejoined, "flushed.0.generation", 0],
+      [EVERY.admit, "from", "x".repeat(301)],
+      [EVERY.admit, "arbiterEpoch", 0],
+      [EVERY["who-owns"], "guest", "../g1"],
+      [EVERY.ownership, "standing", "running"],
+      [EVERY.ownership, "epoch", -1],
+      [EVERY.ownership, "at", "x".repeat(65)],
+      [EVERY.ownership, "peer", "x".repeat(301)],
       [EVERY.state, "registers", new Array(VCPUS_MAX + 1).fill(null)],
       [EVERY.state, "clockMs", -1],
       [EVERY.state, "clockMs", Number.NaN],
@@ -199,22 +249,35 @@ describe("decodeControl refuses", () => {
     }
   });
 
-  it("garbage: every byte string is a message or ERR_BAD_MESSAGE, and nothing else is thrown", () =>
+  it("every message with any one bit flipped, the checksum's own included", () => {
+    for (const message of Object.values(EVERY)) {
+      const bytes = encodeControl(message);
+      for (let bit = 0; bit < bytes.byteLength * 8; bit++) {
+        const damaged = Buffer.from(bytes);
+        damaged[bit >>> 3] = (damaged[bit >>> 3] ?? 0) ^ (1 << (bit & 7));
+        assert.throws(() => decodeControl(damaged), { code: "ERR_BAD_MESSAGE", message: /is damaged$/ }, `${message.type}, bit ${bit}`);
+      }
+    }
+  });
+
+  it("garbage: no string of bytes is a message, with a right checksum or without, and nothing but ERR_BAD_MESSAGE is thrown", () =>
     fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 300 }), (bytes) => assert.throws(() => decodeControl(bytes), { code: "ERR_BAD_MESSAGE" })),
+      fc.property(fc.uint8Array({ maxLength: 300 }), (bytes) => {
+        for (const message of [bytes, sealed(bytes)]) assert.throws(() => decodeControl(message), { code: "ERR_BAD_MESSAGE" });
+      }),
       { numRuns: 3000 },
     ));
 
-  it("a good message with any bytes changed, or takes it for a good message: nothing else is thrown, and the next message is read as ever", () =>
+  it("a message changed by a peer that mends the checksum, or takes it for a good one; and the next message is read as ever", () =>
     fc.assert(
       fc.property(
         fc.constantFrom(...Object.values(EVERY)),
         fc.array(fc.tuple(fc.nat(), fc.integer({ min: 0, max: 255 })), { minLength: 1, maxLength: 4 }),
         (message, changes) => {
-          const bytes = encodeControl(message);
-          for (const [at, value] of changes) bytes[at % bytes.byteLength] = value;
+          const packed = encodeControl(message).subarray(4);
+          for (const [at, value] of changes) packed[at % packed.byteLength] = value;
           try {
-            decodeControl(bytes);
+            decodeControl(sealed(packed));
           } catch (error) {
             assert.equal(error instanceof Error && "code" in error && error.code, "ERR_BAD_MESSAGE");
           }
@@ -228,7 +291,7 @@ describe("decodeControl refuses", () => {
     const before = process.resourceUsage().maxRSS;
     const list = [0xdd, 0x01, 0xff, 0xff, 0xff]; // array32 of 33,554,431 entries
     for (const depth of [1, 8]) {
-      const bytes = Buffer.from(new Array<number[]>(depth).fill(list).flat());
+      const bytes = sealed(Buffer.from(new Array<number[]>(depth).fill(list).flat()));
       assert.throws(() => decodeControl(bytes), { code: "ERR_BAD_MESSAGE" });
     }
     const grownKib = process.resourceUsage().maxRSS - before;
@@ -237,6 +300,9 @@ describe("decodeControl refuses", () => {
 
   it("lists nested as deep as a message is long", () => {
     for (const opening of [0x91, 0x81])
-      assert.throws(() => decodeControl(Buffer.alloc(CONTROL_MESSAGE_BYTES_MAX, opening)), { code: "ERR_BAD_MESSAGE" });
+      assert.throws(() => decodeControl(sealed(Buffer.alloc(CONTROL_MESSAGE_BYTES_MAX - 4, opening))), {
+        code: "ERR_BAD_MESSAGE",
+        message: /not msgpack/,
+      });
   });
 });

@@ -1,11 +1,15 @@
+import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
 import { z } from "zod";
 import { MigrationError } from "./errors.js";
 import { isPlainData } from "./plain-data.js";
+import { OWNERSHIPS } from "./ownership.js";
+import { OWNER_ANSWERS } from "./target-state.js";
 import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, PAGE_BYTES, VCPUS_MAX } from "./limits.js";
 
 /**
- * Messages of the control channel, one msgpack map per binary WebSocket frame, validated on arrival.
+ * Messages of the control channel, one per binary WebSocket frame, validated on arrival: CRC-32 (u32, little-endian) of what follows, then one
+ * msgpack map. TCP's own checksum lets one damaged segment in some ten thousand through, and a flipped bit in a register is no error to a parser.
  *
  *   source                                target
  *     | admit ------------------------------> |  nothing is reserved before this was checked
@@ -18,7 +22,8 @@ import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES
  *     | <----------------------------- active |  the guest runs there
  *     | <---------------------------- arrived |  what the guest noticed
  * Before commit either side may end it: `abort` from the source, `failed` from the target. In doubt, the source connects again and
- * sends `ask`, and the target answers `owner`. `ping` and `pong` go both ways at any time.
+ * sends `ask`, and the target answers `owner`. A source whose control channel broke while the guest ran connects again and sends `rejoin`;
+ * `lost` and `carry` are about page channels that broke. `who-owns` is anybody's question. `ping` and `pong` go both ways at any time.
  */
 const count = z.number().int().nonnegative();
 const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
@@ -39,6 +44,19 @@ const vcpu = z.strictObject({
   /** Guest memory this vCPU's workload may use, in bytes; page-aligned. */
   region: z.strictObject({ start: count, bytes: count }),
 });
+const generation = z
+  .number()
+  .int()
+  .min(1)
+  .max(2 ** 31);
+const channel = z
+  .number()
+  .int()
+  .min(0)
+  .max(CHANNELS_MAX - 1);
+const address = z.string().max(300);
+/** Where a lane stands at the target: pages below `page` of this round are stored. */
+const stored = z.strictObject({ round: count, page: count });
 const device = z.strictObject({ kind: z.literal("nic"), mac: z.string().regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/) });
 
 /** What a guest is, apart from its contents. */
@@ -62,16 +80,28 @@ const messages = {
     capabilities: z.array(name).max(32),
     digest: z.boolean(),
     manifest,
+    /** Where the source listens, for an operator's questions; null if it does not. */
+    from: address.nullable(),
+    /** The epoch at which the arbiter knows the source as owner; null without an arbiter. */
+    arbiterEpoch: epoch.nullable(),
   },
   admitted: { session: z.uuid(), release: z.string().max(64), pump: z.enum(["direct", "portable"]), probeMs: z.number().nonnegative() },
   refused: { code, message: text },
-  flushed: { channel: count, round: count, packets: count },
+  /** packets: received since this generation of the channel began, this FLUSH included. */
+  flushed: { channel, generation, round: count, packets: count },
+  /** The target's end of a page channel ended, and why. */
+  lost: { channel, generation, code, message: text },
+  /** The page channel of a lane cannot be made again: another one is to carry it. Answered when the old one has ended there. */
+  carry: { lane: channel, channel },
+  carried: { lane: channel, stored },
+  /** session: of the admission. */
+  rejoin: { guest: name, epoch, session: z.uuid() },
+  /** flushed: the last one of each page channel, for those that were lost on the way. */
+  rejoined: { epoch, flushed: z.array(z.strictObject({ channel, generation, round: count, packets: count })).max(CHANNELS_MAX) },
   state: {
     epoch,
     round: count,
     digest: digest.nullable(),
-    /** Packets each channel has sent, FLUSH included: the target holds all of them or says so. */
-    packets: z.array(count).max(CHANNELS_MAX),
     registers: z.array(plainData).max(VCPUS_MAX),
     devices: z.array(plainData).max(4),
     clockMs: z.number().nonnegative(),
@@ -86,7 +116,10 @@ const messages = {
   failed: { code, message: text },
   /** session: of the admission; nobody else may go on with it. */
   ask: { guest: name, epoch, session: z.uuid() },
-  owner: { epoch, phase: z.enum(["receiving", "prepared", "active", "discarded", "unknown"]) },
+  owner: { epoch, phase: z.enum(OWNER_ANSWERS) },
+  "who-owns": { guest: name },
+  /** standing: see OWNERSHIPS. at: of the last journal entry, ISO 8601. peer: the other side of the last hand-over. */
+  ownership: { guest: name, standing: z.enum(OWNERSHIPS), epoch: count, at: z.string().max(64).nullable(), peer: address.nullable() },
   ping: { id: count },
   pong: { id: count },
 } as const;
@@ -104,8 +137,15 @@ const schema = z.discriminatedUnion("type", [
   object("arrived"),
   object("abort"),
   object("failed"),
+  object("lost"),
+  object("carry"),
+  object("carried"),
+  object("rejoin"),
+  object("rejoined"),
   object("ask"),
   object("owner"),
+  object("who-owns"),
+  object("ownership"),
   object("ping"),
   object("pong"),
 ]);
@@ -117,12 +157,16 @@ export type GuestManifest = z.infer<typeof manifest>;
 export type VcpuManifest = z.infer<typeof vcpu>;
 export type DeviceManifest = z.infer<typeof device>;
 
+const CHECKSUM_BYTES = 4;
 // Stateless: no shared structures, so any message can be read by itself.
 const packr = new Packr({ useRecords: false, variableMapSize: true });
 
 /** @throws {MigrationError} ERR_PARAMETER if our own message would be larger than a peer accepts. */
 export function encodeControl(message: ControlMessage): Buffer {
-  const bytes = packr.pack(message);
+  const packed = packr.pack(message);
+  const bytes = Buffer.allocUnsafe(CHECKSUM_BYTES + packed.byteLength);
+  bytes.writeUInt32LE(crc32(packed), 0);
+  bytes.set(packed, CHECKSUM_BYTES);
   if (bytes.byteLength > CONTROL_MESSAGE_BYTES_MAX)
     throw new MigrationError(
       "ERR_PARAMETER",
@@ -131,12 +175,15 @@ export function encodeControl(message: ControlMessage): Buffer {
   return bytes;
 }
 
-/** @param bytes copied where needed: the result never aliases them. @throws {MigrationError} ERR_BAD_MESSAGE */
+/** @param bytes the result never aliases them. @throws {MigrationError} ERR_BAD_MESSAGE */
 export function decodeControl(bytes: Uint8Array): ControlMessage {
   if (bytes.byteLength > CONTROL_MESSAGE_BYTES_MAX) throw new MigrationError("ERR_BAD_MESSAGE", `Message of ${bytes.byteLength} B`);
+  const packed = Buffer.from(bytes.subarray(CHECKSUM_BYTES)); // a copy: decoded binaries alias what they were decoded from
+  if (bytes.byteLength < CHECKSUM_BYTES || crc32(packed) !== new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true))
+    throw new MigrationError("ERR_BAD_MESSAGE", `Message of ${bytes.byteLength} B is damaged`);
   let raw: unknown;
   try {
-    raw = packr.unpack(Buffer.from(bytes)); // a copy: decoded binaries alias what they were decoded from
+    raw = packr.unpack(packed);
   } catch (cause) {
     throw new MigrationError("ERR_BAD_MESSAGE", "Message is not msgpack", { cause });
   }

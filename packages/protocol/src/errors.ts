@@ -35,6 +35,17 @@ const REMEDY = {
   ERR_AGENT_FULL: "An agent holds one guest: migrate that one away first, or start another agent.",
   ERR_EPOCH: "This offer is older than one seen before: migrate from the agent that owns the guest now.",
   ERR_SHUTTING_DOWN: "Start the agent again.",
+  ERR_STATE_DIR_IN_USE: "Give each agent its own --state-dir, or stop the agent that uses this one.",
+  // who owns the guest
+  ERR_OWNED_ELSEWHERE:
+    "Look at `precopy who-owns`. Only if it ended there too: `precopy resolve --give-up --other-side-is-fenced`, then boot it.",
+  ERR_UNRESOLVED: "Look at `precopy who-owns`; then `precopy resolve --guest ID --take-back` or `--give-up` on the side that has it.",
+  ERR_NOT_FENCED: "Make sure that the other side cannot run the guest (power it off, cut its network), then add --other-side-is-fenced.",
+  ERR_ROLLBACK: "Add --accept-rollback if losing the later operations is better than losing the guest.",
+  ERR_NOTHING_TO_RESOLVE: "Nothing to do: look at `precopy who-owns`.",
+  ERR_ARBITER: "Check the --arbiter folder: both agents must see the same one, and may write there.",
+  ERR_GUEST_HELD:
+    "Give --evacuate-to HOST:PORT at the start, migrate the guest away first, or send the signal again to end it with the agent.",
   // the guest and its dirty log
   ERR_NO_GUEST: "Boot one with `precopy source --workload NAME`, or migrate one to this agent.",
   ERR_WORKLOAD_FAILED: "Mend the workload: it must step, save and load without throwing.",
@@ -52,7 +63,8 @@ const REMEDY = {
   ERR_PREPARED_TIMEOUT: "The guest runs on at the source. Raise --downtime-limit or look at the target's load, then migrate again.",
   ERR_DIGEST_MISMATCH: "The guest runs on at the source. Report it with both logs: the images differ.",
   ERR_IN_DOUBT: "The source asks on by itself; look at `precopy status` at the target. Do not start the guest anywhere else.",
-  ERR_TAKEN_BACK: "The target refused for good and the guest runs on at the source; look at the target's log, then migrate again.",
+  ERR_GIVEN_UP: "Look at `precopy who-owns`: what was left of the guest here was ended by its operator.",
+  ERR_TAKEN_BACK: "The guest runs on at the source, one epoch higher; look at the target's log, then migrate again.",
   ERR_VERIFICATION: "Do not trust the moved guest. Report it with both logs and the --report file.",
   ERR_ILLEGAL_TRANSITION: "Report it with the log: this is a bug in the agent.",
   ERR_INTERNAL: "Report it with the log: this is a bug in the agent.",

@@ -41,6 +41,25 @@ export const PEER_DEAD_MS = 5000;
 /** After COMMIT: how long until the missing answer is called in doubt, and how often the source asks again. */
 export const ACTIVE_TIMEOUT_MS = 1000;
 export const ASK_AGAIN_MS = 1000;
+/** While the guest runs, a broken link is made again within this, else the migration fails; the target keeps what it has a little longer. */
+export const REJOIN_GRACE_MS = 10_000;
+export const RECEIVING_GRACE_MS = REJOIN_GRACE_MS + PEER_DEAD_MS;
+/** Between two tries. */
+export const REJOIN_AGAIN_MS = 100;
+/** A page channel that cannot be made again this often is carried by another one. */
+export const CHANNEL_RETRIES = 3;
+/** Page channels that one migration may lose before it fails: a peer that breaks every one is no peer. */
+export const CHANNEL_LOSSES_MAX = 64;
+/** An aborted attempt's target is told so for this long. */
+export const ABORT_TELL_MS = 60_000;
+/** In doubt for this long, the source asks the arbiter to decide, where there is one. */
+export const ARBITRATION_AFTER_MS = 5000;
+/** A guest whose owner has not renewed its lease for this long is nobody's to the arbiter; and the owner stops it by then. */
+export const LEASE_MS = 15_000;
+/** How far the clocks of two agents' hosts may be apart: for everybody else a lease ends only this long after it does for its owner. */
+export const CLOCK_SKEW_MS = 1000;
+/** How often the owner renews it. */
+export const LEASE_RENEW_MS = 3000;
 /** How long the report waits for what the target's guest noticed of the pause. */
 export const ARRIVAL_REPORT_TIMEOUT_MS = 2000;
 /** Blocking socket calls return this often to read their stop word. */

@@ -30,6 +30,7 @@ const bytesOf = ({ encoding, data, zero, payload }: Packet, sequence: number, fi
     dataRuns: data.length,
     zeroRuns: zero.length,
     payloadBytes: payload?.byteLength ?? 0,
+    lanes: 0,
   };
   encodeHeader(head, { ...header, ...fields });
   return Buffer.concat([head, payload ?? Buffer.alloc(0)]);
@@ -70,6 +71,8 @@ function decode(chunks: readonly Buffer[], bounds = GUEST): Told[] {
 }
 const cut = (bytes: Buffer, every: number): Buffer[] =>
   Array.from({ length: Math.ceil(bytes.byteLength / every) }, (_, at) => bytes.subarray(at * every, (at + 1) * every));
+/** Bits of the bytes [from, to). */
+const bitsOf = (from: number, to: number): number[] => Array.from({ length: 8 * (to - from) }, (_, at) => 8 * from + at);
 const content = (told: readonly Told[]): unknown =>
   told.map((one) => ({ ...one, payload: one.payload.toString("hex"), pieces: undefined }));
 
@@ -211,8 +214,8 @@ describe("PacketDecoder refuses", () => {
   it("a run outside the guest", () =>
     assert.throws(() => decode([stream([RAW])], { pages: 149, mayCarry: () => true }), { code: "ERR_RUN_OUT_OF_RANGE" }));
 
-  it("a damaged FLUSH: a wrong round would be acknowledged", () => {
-    for (let bit = 8 * 8; bit < 12 * 8; bit++) {
+  it("a damaged FLUSH: a wrong round, or wrong lanes, would be acknowledged", () => {
+    for (const bit of [...bitsOf(8, 12), ...bitsOf(24, 26)]) {
       const bytes = stream([FLUSH]);
       bytes[bit >>> 3]! ^= 1 << (bit & 7);
       assert.throws(() => decode([bytes]), { code: "ERR_PACKET_CHECKSUM" }, `bit ${bit}`);

@@ -3,8 +3,25 @@ import { describe, it } from "node:test";
 import { crc32 } from "node:zlib";
 import fc from "fast-check";
 import type { ErrorCode } from "./errors.js";
-import { PACKET_DATA_RUNS_MAX, PACKET_PAGES_MAX, PACKET_PAYLOAD_BYTES_MAX, PACKET_ZERO_RUNS_MAX, PAGE_BYTES } from "./limits.js";
-import { HEADER_BYTES, PacketKind, PageEncoding, RUN_BYTES, TABLE_BYTES_MAX, checkRunTable, decodeHeader, encodeHeader } from "./packet.js";
+import {
+  CHANNELS_MAX,
+  PACKET_DATA_RUNS_MAX,
+  PACKET_PAGES_MAX,
+  PACKET_PAYLOAD_BYTES_MAX,
+  PACKET_ZERO_RUNS_MAX,
+  PAGE_BYTES,
+} from "./limits.js";
+import {
+  HEADER_BYTES,
+  PROTOCOL_VERSION,
+  PacketKind,
+  PageEncoding,
+  RUN_BYTES,
+  TABLE_BYTES_MAX,
+  checkRunTable,
+  decodeHeader,
+  encodeHeader,
+} from "./packet.js";
 import type { PacketHeader, RunBounds } from "./packet.js";
 
 type Run = readonly [firstPage: number, pages: number];
@@ -17,7 +34,15 @@ function head(data: readonly Run[], zero: readonly Run[], fields: Partial<Packet
     bytes.writeUInt32LE(pages, HEADER_BYTES + at * RUN_BYTES + 4);
   });
   const payloadBytes = data.reduce((sum, [, pages]) => sum + pages, 0) * PAGE_BYTES;
-  const own = { kind: PacketKind.Pages, encoding: PageEncoding.Raw, round: 3, sequence: 7, dataRuns: data.length, zeroRuns: zero.length };
+  const own = {
+    kind: PacketKind.Pages,
+    encoding: PageEncoding.Raw,
+    round: 3,
+    sequence: 7,
+    dataRuns: data.length,
+    zeroRuns: zero.length,
+    lanes: 0,
+  };
   encodeHeader(bytes, { ...own, payloadBytes, ...fields });
   return bytes;
 }
@@ -37,12 +62,12 @@ const sample = (): Buffer =>
 
 describe("a packet's head", () => {
   it("stands on the wire in exactly these bytes: Pages, raw, round 3, sequence 7, 2 data runs, 1 zero run", () => {
-    const checked = `4c564d47${"01010000"}03000000${"07000000"}0200${"0100"}00300000${"00000000"}`;
+    const checked = `4c564d47${"02010000"}03000000${"07000000"}0200${"0100"}00300000${"00000000"}`;
     const table = `10000000${"02000000"}40000000${"01000000"}00020000${"08000000"}`;
     const sum = Buffer.alloc(4);
     sum.writeUInt32LE(crc32(Buffer.from(checked + table, "hex")));
     assert.equal(sample().toString("hex"), checked + sum.toString("hex") + table);
-    assert.equal(sum.toString("hex"), "032a7262", "the checksum itself is pinned too");
+    assert.equal(sum.toString("hex"), "671fa024", "the checksum itself is pinned too");
   });
 
   it("comes back as it was written, for every value each field may have", () =>
@@ -57,6 +82,7 @@ describe("a packet's head", () => {
             dataRuns: fc.integer({ min: 0, max: PACKET_DATA_RUNS_MAX }),
             zeroRuns: fc.integer({ min: 0, max: PACKET_ZERO_RUNS_MAX }),
             payloadBytes: fc.integer({ min: 0, max: PACKET_PAYLOAD_BYTES_MAX }),
+            lanes: fc.constant(0),
           },
           { noNullPrototype: true },
         ),
@@ -67,6 +93,13 @@ describe("a packet's head", () => {
         },
       ),
     ));
+
+  it("names any lanes that there can be in a FLUSH, and comes back with them", () => {
+    for (const lanes of [0, 1, 0b1010, 2 ** CHANNELS_MAX - 1]) {
+      const flush = decodeHeader(head([], [], { kind: PacketKind.Flush, lanes }));
+      assert.deepEqual([flush.kind, flush.lanes], [PacketKind.Flush, lanes]);
+    }
+  });
 
   it("is read from a view that does not start at the beginning of its buffer", () => {
     const shifted = Buffer.concat([Buffer.from("xyz"), sample()]).subarray(3);
@@ -85,8 +118,8 @@ describe("decodeHeader refuses", () => {
     for (const at of [0, 1, 2, 3]) refuses(changed(at, 0), "ERR_NOT_A_PACKET");
   });
   it("every version but ours with ERR_PROTOCOL_VERSION, even if all the rest is unknown as well", () => {
-    for (let version = 0; version < 256; version++) if (version !== 1) refuses(changed(4, version), "ERR_PROTOCOL_VERSION");
-    const later = changed(4, 2);
+    for (let version = 0; version < 256; version++) if (version !== PROTOCOL_VERSION) refuses(changed(4, version), "ERR_PROTOCOL_VERSION");
+    const later = changed(4, PROTOCOL_VERSION + 1);
     later.fill(0xff, 5);
     refuses(later, "ERR_PROTOCOL_VERSION");
   });
@@ -109,6 +142,11 @@ describe("decodeHeader refuses", () => {
         { code: "ERR_PAYLOAD_TOO_LARGE" },
         JSON.stringify(fields),
       );
+  });
+  it("lanes in a packet of pages, and more of them in a FLUSH than there can be, with ERR_NOT_A_PACKET", () => {
+    refuses(head([], [], { lanes: 1 }), "ERR_NOT_A_PACKET");
+    for (const lanes of [2 ** CHANNELS_MAX, 2 ** 31, 2 ** 32 - 1])
+      refuses(head([], [], { kind: PacketKind.Flush, lanes }), "ERR_NOT_A_PACKET");
   });
   it("a FLUSH that carries anything with ERR_NOT_A_PACKET", () => {
     const kind = PacketKind.Flush;

@@ -1,21 +1,28 @@
 import { crc32 } from "node:zlib";
 import { MigrationError } from "./errors.js";
-import { PACKET_DATA_RUNS_MAX, PACKET_PAGES_MAX, PACKET_PAYLOAD_BYTES_MAX, PACKET_ZERO_RUNS_MAX, PAGE_BYTES } from "./limits.js";
+import {
+  CHANNELS_MAX,
+  PACKET_DATA_RUNS_MAX,
+  PACKET_PAGES_MAX,
+  PACKET_PAYLOAD_BYTES_MAX,
+  PACKET_ZERO_RUNS_MAX,
+  PAGE_BYTES,
+} from "./limits.js";
 
 /**
  * Packet header: 32 bytes, little-endian; run table and payload follow. Magic and version never move (docs/wire-format.md).
  *   0 magic u32 | 4 version u8 | 5 kind u8 | 6 encoding u8 | 7 flags u8, zero
- *   8 round u32 | 12 sequence u32, per channel, from 0 | 16 dataRuns u16 | 18 zeroRuns u16 | 20 payloadBytes u32 | 24 reserved u32, zero
+ *   8 round u32 | 12 sequence u32, per channel, from 0 | 16 dataRuns u16 | 18 zeroRuns u16 | 20 payloadBytes u32 | 24 lanes u32, one bit a lane, zero but in FLUSH
  *   28 CRC-32 u32 (zlib.crc32) of bytes 0 to 27 and the run table
  * Run table: dataRuns, then zeroRuns, entries of (first page u32, pages u32). Payload: the data runs' pages end to end (raw), or blocks (lz4).
  */
 export const HEADER_BYTES = 32;
 export const RUN_BYTES = 8;
 export const PACKET_MAGIC = 0x474d564c; // reads "LVMG" on the wire
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 export const TABLE_BYTES_MAX = (PACKET_DATA_RUNS_MAX + PACKET_ZERO_RUNS_MAX) * RUN_BYTES;
 
-/** Numbers are never reused. Flush ends a round on a channel and carries no runs. */
+/** Numbers are never reused. Flush ends a round of the lanes it names and carries no runs. */
 export const PacketKind = { Pages: 1, Flush: 2 } as const;
 export type PacketKind = (typeof PacketKind)[keyof typeof PacketKind];
 export const PageEncoding = { Raw: 0, Lz4: 1 } as const;
@@ -32,6 +39,8 @@ export interface PacketHeader {
   readonly dataRuns: number;
   readonly zeroRuns: number;
   readonly payloadBytes: number;
+  /** FLUSH: bit `l` is set if the round ends for lane `l` here. Pages: 0. */
+  readonly lanes: number;
 }
 
 /** Writes header and checksum in front of a run table that already stands at `bytes[HEADER_BYTES]`; returns the bytes of both. */
@@ -47,7 +56,7 @@ export function encodeHeader(bytes: Buffer, header: PacketHeader): number {
   bytes.writeUInt16LE(header.dataRuns, 16);
   bytes.writeUInt16LE(header.zeroRuns, 18);
   bytes.writeUInt32LE(header.payloadBytes, 20);
-  bytes.writeUInt32LE(0, 24);
+  bytes.writeUInt32LE(header.lanes, 24);
   bytes.writeUInt32LE(crc32(bytes.subarray(HEADER_BYTES, end), crc32(bytes.subarray(0, 28))), 28);
   return end;
 }
@@ -64,19 +73,25 @@ export function decodeHeader(bytes: Uint8Array): PacketHeader {
   const dataRuns = view.getUint16(16, true);
   const zeroRuns = view.getUint16(18, true);
   const payloadBytes = view.getUint32(20, true);
+  const lanes = view.getUint32(24, true);
   if (view.getUint32(0, true) !== PACKET_MAGIC) throw new MigrationError("ERR_NOT_A_PACKET", "Peer does not speak the page protocol");
   if (version !== PROTOCOL_VERSION)
     throw new MigrationError("ERR_PROTOCOL_VERSION", `Peer speaks version ${version}, we speak ${PROTOCOL_VERSION}`);
-  if (!isPacketKind(kind) || !isEncoding(encoding) || view.getUint8(7) !== 0 || view.getUint32(24, true) !== 0)
-    throw new MigrationError("ERR_NOT_A_PACKET", `Kind ${kind}, encoding ${encoding} or reserved bits unknown`);
+  if (
+    !isPacketKind(kind) ||
+    !isEncoding(encoding) ||
+    view.getUint8(7) !== 0 ||
+    lanes >= (kind === PacketKind.Flush ? 2 ** CHANNELS_MAX : 1)
+  )
+    throw new MigrationError("ERR_NOT_A_PACKET", `Kind ${kind}, encoding ${encoding}, lanes or reserved bits unknown`);
   if (payloadBytes > PACKET_PAYLOAD_BYTES_MAX || dataRuns > PACKET_DATA_RUNS_MAX || zeroRuns > PACKET_ZERO_RUNS_MAX)
     throw new MigrationError("ERR_PAYLOAD_TOO_LARGE", `Peer announces ${dataRuns} + ${zeroRuns} runs and ${payloadBytes} B`);
   if (kind === PacketKind.Flush && (dataRuns | zeroRuns | payloadBytes) !== 0)
     throw new MigrationError("ERR_NOT_A_PACKET", "A FLUSH packet carries no pages");
-  return { kind, encoding, round: view.getUint32(8, true), sequence: view.getUint32(12, true), dataRuns, zeroRuns, payloadBytes };
+  return { kind, encoding, round: view.getUint32(8, true), sequence: view.getUint32(12, true), dataRuns, zeroRuns, payloadBytes, lanes };
 }
 
-/** What a run table must fit into: the guest's pages, and the stripes of the channel it came on. */
+/** What a run table must fit into: the guest's pages, and the lanes that its channel carries. */
 export interface RunBounds {
   readonly pages: number;
   mayCarry(firstPage: number, pages: number): boolean;

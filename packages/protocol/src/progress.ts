@@ -55,6 +55,15 @@ export type ProgressEvent =
   | { readonly type: "phase"; readonly phase: SourcePhase; readonly atMs: number }
   | ({ readonly type: "round" } & RoundProgress)
   | { readonly type: "switchover"; readonly breakdown: DowntimeBreakdown; readonly downtimeMs: number }
+  /** Something of the link broke or was mended while the guest ran on. channel: null where the control channel is meant. code: why it broke. */
+  | {
+      readonly type: "link";
+      readonly what: "channel-lost" | "channel-made-again" | "lane-carried" | "control-lost" | "control-rejoined";
+      readonly channel: number | null;
+      readonly code: ErrorCode | null;
+      readonly message: string;
+      readonly atMs: number;
+    }
   /** report: once it has ended; absent while it is in doubt. */
   | {
       readonly type: "failed";
@@ -105,6 +114,12 @@ export interface MigrationReport {
   /** True only if both digests matched in the commit and the audit found nothing; null if either was off. */
   readonly "digest-equal": boolean | null;
   readonly audit: AuditResult | null;
+  /** Page channels that broke and were made again, or carried by another one. */
+  readonly "channel-losses": number;
+  readonly "control-rejoins": number;
+  /** Sent once more because nobody could tell if they had arrived. */
+  readonly "resent-pages": number;
+  readonly "resent-bytes": number;
   readonly verdict: string;
   readonly parameters: Record<string, unknown>;
   readonly error: { readonly code: string; readonly message: string; readonly remedy: string } | null;

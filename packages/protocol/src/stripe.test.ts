@@ -2,31 +2,31 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { CHANNELS_MAX, STRIPE_PAGES } from "./limits.js";
-import { STRIPE_WORDS, channelOfPage } from "./stripe.js";
+import { STRIPE_WORDS, laneOfPage } from "./stripe.js";
 
-const channelCounts = fc.integer({ min: 1, max: CHANNELS_MAX });
+const laneCounts = fc.integer({ min: 1, max: CHANNELS_MAX });
 const pageIndices = fc.integer({ min: 0, max: 2 ** 32 - 1 });
 
-describe("channelOfPage", () => {
-  it("names one of the channels for every page index there is", () =>
+describe("laneOfPage", () => {
+  it("names one of the lanes for every page index there is", () =>
     fc.assert(
-      fc.property(pageIndices, channelCounts, (page, channels) => {
-        const channel = channelOfPage(page, channels);
-        assert.ok(Number.isInteger(channel) && channel >= 0 && channel < channels);
+      fc.property(pageIndices, laneCounts, (page, lanes) => {
+        const lane = laneOfPage(page, lanes);
+        assert.ok(Number.isInteger(lane) && lane >= 0 && lane < lanes);
       }),
     ));
-  it("gives all pages of one stripe to one channel, and the next stripe to the next", () =>
+  it("gives all pages of one stripe to one lane, and the next stripe to the next", () =>
     fc.assert(
-      fc.property(fc.integer({ min: 0, max: 2 ** 22 }), channelCounts, (stripe, channels) => {
+      fc.property(fc.integer({ min: 0, max: 2 ** 22 }), laneCounts, (stripe, lanes) => {
         const first = stripe * STRIPE_PAGES;
-        for (let page = first; page < first + STRIPE_PAGES; page++) assert.equal(channelOfPage(page, channels), stripe % channels);
+        for (let page = first; page < first + STRIPE_PAGES; page++) assert.equal(laneOfPage(page, lanes), stripe % lanes);
       }),
     ));
-  it("deals the stripes out evenly: no channel has two more than another", () =>
+  it("deals the stripes out evenly: no lane has two more than another", () =>
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 100 }), channelCounts, (stripes, channels) => {
-        const load = new Array<number>(channels).fill(0);
-        for (let stripe = 0; stripe < stripes; stripe++) load[channelOfPage(stripe * STRIPE_PAGES, channels)]!++;
+      fc.property(fc.integer({ min: 1, max: 100 }), laneCounts, (stripes, lanes) => {
+        const load = new Array<number>(lanes).fill(0);
+        for (let stripe = 0; stripe < stripes; stripe++) load[laneOfPage(stripe * STRIPE_PAGES, lanes)]!++;
         assert.ok(Math.max(...load) - Math.min(...load) <= 1);
       }),
     ));

@@ -1,10 +1,10 @@
 import { STRIPE_PAGES } from "./limits.js";
 
 /**
- * Channel that carries `page`: a fixed function, so every version of a page travels on one TCP stream, in order,
- * and rounds need no barrier across channels.
+ * Lane of `page`: a fixed function. One channel at a time carries a lane, so every version of a page travels on one TCP stream, in order,
+ * and rounds need no barrier across lanes.
  */
-export const channelOfPage = (page: number, channels: number): number => Math.floor(page / STRIPE_PAGES) % channels;
+export const laneOfPage = (page: number, lanes: number): number => Math.floor(page / STRIPE_PAGES) % lanes;
 
 /** Bitmap words in one stripe. */
 export const STRIPE_WORDS = STRIPE_PAGES / 32;

@@ -1,56 +1,112 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { enterTarget, targetMayRunGuest } from "./target-state.js";
-import type { TargetPhase, TargetState } from "./target-state.js";
+import type { HandoverEffect } from "./source-state.js";
+import { OWNER_ANSWERS, TARGET_EVENTS, TARGET_PHASES, admitted, ownerAnswer, stepTarget, targetMayRunGuest } from "./target-state.js";
+import type { TargetEvent, TargetPhase, TargetState } from "./target-state.js";
 
-const EVERY: { readonly [P in TargetPhase]: TargetState & { readonly phase: P } } = {
-  receiving: { phase: "receiving", epoch: 2 },
-  prepared: { phase: "prepared", epoch: 2, digest: "0123456789abcdef" },
-  active: { phase: "active", epoch: 2 },
-  discarded: { phase: "discarded", epoch: 2, cause: "x" },
-};
-const PHASES = Object.values(EVERY).map(({ phase }) => phase);
-/** What may follow what, written down a second time, by hand. */
-const EXPECTED: Readonly<Record<TargetPhase, readonly TargetPhase[]>> = {
-  receiving: ["prepared", "discarded"],
-  prepared: ["active", "discarded"],
-  active: [],
-  discarded: [],
-};
+/** Every phase and event a second time, by hand. `.` changes nothing and asks for nothing; `!` throws. */
+const EXPECTED = `
+              verified  commit   abort      silence    fail       cancel     superseded  outvoted   claim
+  receiving   prepared  .        discarded  discarded  discarded  discarded  discarded   !          !
+  prepared    !         active   discarded  .          discarded  discarded  discarded   discarded  claimed
+  active      !         active   .          .          !          !          .           !          !
+  discarded   !         .        .          .          !          !          .           !          !
+  claimed     !         claimed  .          .          !          !          .           !          !
+`;
+const [head = [], ...rows] = EXPECTED.trim()
+  .split("\n")
+  .map((line) => line.trim().split(/ +/));
+const expected = (phase: TargetPhase, event: TargetEvent): string | undefined =>
+  rows.find(([name]) => name === phase)?.[1 + head.indexOf(event)];
+
+const at = (phase: TargetPhase, epoch = 7): TargetState => ({ phase, epoch });
+const send = (message: "prepared" | "active" | "failed"): HandoverEffect => ({ effect: "send", message });
+const run = (epoch: number): HandoverEffect => ({ effect: "run", epoch });
 
 describe("target state", () => {
-  for (const from of PHASES)
-    it(`${from} leads to ${EXPECTED[from].join(" and ") || "nothing"} and to no other phase`, () => {
-      for (const to of PHASES) {
-        // The cast asks at run time what the compiler refuses.
-        const enter = (): TargetState => enterTarget(EVERY[from], EVERY[to] as never);
-        if (EXPECTED[from].includes(to)) assert.equal(enter(), EVERY[to]);
-        else assert.throws(enter, { code: "ERR_ILLEGAL_TRANSITION" }, `${from} -> ${to}`);
-      }
-    });
+  for (const phase of TARGET_PHASES)
+    for (const event of TARGET_EVENTS) {
+      const next = expected(phase, event);
+      it(`${phase}: ${event} ${next === "!" ? "is a mistake of ours" : next === "." ? "changes nothing" : `leads to ${next}`}`, () => {
+        const from = at(phase);
+        if (next === "!") assert.throws(() => stepTarget(from, event), { code: "ERR_ILLEGAL_TRANSITION" });
+        else if (next === ".") assert.deepEqual(stepTarget(from, event), { state: from, decide: undefined, effects: [] });
+        else assert.equal(stepTarget(from, event).state.phase, next);
+      });
+    }
 
-  it("keeps its epoch: every legal step to another epoch is refused", () => {
-    for (const from of PHASES)
-      for (const to of EXPECTED[from])
-        for (const epoch of [1, 3, Number.NaN])
-          assert.throws(
-            () => enterTarget(EVERY[from], { ...EVERY[to], epoch } as never),
-            { code: "ERR_ILLEGAL_TRANSITION" },
-            `${from} -> ${to} at ${epoch}`,
-          );
+  it("begins with nothing decided", () => assert.deepEqual(admitted(7), at("receiving")));
+
+  it("writes PREPARED down before it says so", () =>
+    assert.deepEqual(stepTarget(at("receiving"), "verified"), { state: at("prepared"), decide: "prepared", effects: [send("prepared")] }));
+
+  it("writes down that it is the owner, then runs the guest, then says so", () =>
+    assert.deepEqual(stepTarget(at("prepared"), "commit"), {
+      state: at("active"),
+      decide: "owner",
+      effects: [run(7), send("active")],
+    }));
+
+  it("answers every further COMMIT, and starts nothing for it", () => {
+    for (const phase of ["active", "claimed"] as const)
+      assert.deepEqual(stepTarget(at(phase), "commit"), { state: at(phase), decide: undefined, effects: [send("active")] });
   });
 
-  it("may run the guest exactly in active", () =>
+  it("lets go of what it received whichever way it is discarded, and says so; of PREPARED it also leaves a record", () => {
+    const free: HandoverEffect[] = [send("failed"), { effect: "free" }];
+    const refused: HandoverEffect = { effect: "journal", decision: "refused", epoch: 7 };
+    for (const phase of ["receiving", "prepared"] as const)
+      for (const event of TARGET_EVENTS)
+        if (expected(phase, event) === "discarded")
+          assert.deepEqual(stepTarget(at(phase), event), {
+            state: at("discarded"),
+            decide: undefined,
+            effects: phase === "prepared" ? [refused, ...free] : free,
+          });
+  });
+
+  it("runs a claimed copy one epoch above the attempt's, written down first, and tells nobody", () =>
+    assert.deepEqual(stepTarget(at("prepared"), "claim"), { state: at("claimed", 8), decide: "claimed", effects: [run(8)] }));
+
+  it("keeps the attempt's epoch in every other step", () => {
+    for (const phase of TARGET_PHASES)
+      for (const event of TARGET_EVENTS)
+        if (event !== "claim" && expected(phase, event) !== "!") assert.equal(stepTarget(at(phase), event).state.epoch, 7);
+  });
+
+  it("may run the guest exactly in active and claimed, and asks for it to run exactly when it enters them", () => {
     assert.deepEqual(
-      PHASES.filter((phase) => targetMayRunGuest(EVERY[phase])),
-      ["active"],
+      TARGET_PHASES.filter((phase) => targetMayRunGuest(at(phase))),
+      ["active", "claimed"],
+    );
+    for (const phase of TARGET_PHASES)
+      for (const event of TARGET_EVENTS) {
+        if (expected(phase, event) === "!") continue;
+        const { state, effects } = stepTarget(at(phase), event);
+        const isEntered = targetMayRunGuest(state) && !targetMayRunGuest(at(phase));
+        assert.equal(effects.filter(({ effect }) => effect === "run").length, isEntered ? 1 : 0, `${phase} ${event}`);
+      }
+  });
+
+  it("comes to run the guest only out of prepared, by COMMIT or an operator, and never stops being the owner or discarded", () => {
+    for (const phase of TARGET_PHASES)
+      for (const event of TARGET_EVENTS) {
+        const next = expected(phase, event) ?? "";
+        if (["active", "claimed"].includes(next) && next !== phase)
+          assert.deepEqual([phase, event], ["prepared", next === "active" ? "commit" : "claim"]);
+        if (!["receiving", "prepared"].includes(phase)) assert.ok([phase, ".", "!"].includes(next), `${phase} ${event}`);
+      }
+  });
+
+  it("stays prepared when the link is gone: only the source, an operator, the arbiter or a failure here ends it", () =>
+    assert.deepEqual(
+      TARGET_EVENTS.filter((event) => !["prepared", ".", "!"].includes(expected("prepared", event) ?? "")),
+      ["commit", "abort", "fail", "cancel", "superseded", "outvoted", "claim"],
     ));
 
-  it("comes to active only through prepared, and never leaves active or discarded", () => {
-    assert.deepEqual(
-      PHASES.filter((phase) => EXPECTED[phase].includes("active")),
-      ["prepared"],
-    );
-    assert.deepEqual([EXPECTED.active, EXPECTED.discarded], [[], []]);
+  it("tells a source that asks what it is, and of a claimed copy that it runs", () => {
+    const answers = TARGET_PHASES.map((phase) => ownerAnswer(at(phase)));
+    assert.deepEqual(answers, ["receiving", "prepared", "active", "discarded", "active"]);
+    for (const answer of answers) assert.ok(OWNER_ANSWERS.includes(answer));
   });
 });

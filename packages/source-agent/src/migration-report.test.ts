@@ -74,6 +74,9 @@ function migration(
     guestGapMs: null,
     afterwards: undefined,
     congestionControl: "cubic",
+    channelLosses: 0,
+    controlRejoins: 0,
+    resentPages: 0,
     audit: null,
     guest: {
       epoch: 7,
@@ -145,6 +148,8 @@ describe("query-migrate", () => {
       failed: "failed",
       cancelled: "cancelled",
       "taken-back": "taken-back",
+      "given-up": "given-up",
+      lost: "lost",
     };
     for (const phase of Object.keys(words) as SourcePhase[]) // exactly the phases: the type says so
       assert.equal(queryMigrate(migration(phase), undefined, undefined).status, words[phase]);

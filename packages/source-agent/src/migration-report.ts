@@ -18,7 +18,10 @@ type Read =
   | "guestGapMs"
   | "audit"
   | "afterwards"
-  | "congestionControl";
+  | "congestionControl"
+  | "channelLosses"
+  | "controlRejoins"
+  | "resentPages";
 /** What a report reads of a migration. */
 export type ReportedMigration = Pick<OutgoingMigration, Read> & { readonly guest: Pick<Guest, "manifest" | "epoch" | "dirtyLog"> };
 
@@ -112,6 +115,10 @@ export function migrationReport(
     "digest-equal": isProven ? audit !== null && audit.mismatched === 0 : null,
     audit: audit === null ? null : { ...audit, ms: round2(audit.ms) },
     verdict: verdict(migration, result, error),
+    "channel-losses": migration.channelLosses,
+    "control-rejoins": migration.controlRejoins,
+    "resent-pages": migration.resentPages,
+    "resent-bytes": migration.resentPages * PAGE_BYTES,
     parameters: {
       ...reportParameters(parameters),
       "dirty-log": migration.guest.dirtyLog,

@@ -1,46 +1,57 @@
 import { randomUUID } from "node:crypto";
 import { endianness } from "node:os";
-import { Migration } from "@precopy/engine";
+import { Migration, SourceHandover } from "@precopy/engine";
 import type { FinalState, SwitchResult } from "@precopy/engine";
-import type { Guest, GuestHost, GuestRegistry, HashTable } from "@precopy/guest";
+import type { Arbiter, Guest, GuestHost, GuestRegistry, HashTable } from "@precopy/guest";
 import {
-  ACTIVE_TIMEOUT_MS,
   ADMISSION_TIMEOUT_MS,
   ARRIVAL_REPORT_TIMEOUT_MS,
-  ASK_AGAIN_MS,
   MigrationError,
   PAGE_BYTES,
   PROTOCOL_VERSION,
   formatAddress,
   isPlainData,
+  offer,
   preparedTimeoutMs,
-  sourceMayRunGuest,
 } from "@precopy/protocol";
 import type {
   Address,
   AuditResult,
   ControlMessage,
+  HandoverEffect,
   MigrationParameters,
   ProgressEvent,
   RoundProgress,
   SourcePhase,
 } from "@precopy/protocol";
-import { ControlChannel, PageChannel, choosePump, connectPageChannel, peerError } from "@precopy/transport";
+import { ControlChannel, LaneTable, PageChannel, choosePump, connectPageChannel, peerError } from "@precopy/transport";
 import type { ChannelThreads, PumpKind } from "@precopy/transport";
+import { arbitrationOf } from "./arbitration.js";
+import { Commitment } from "./commitment.js";
+import { ControlLink } from "./control-link.js";
+import type { Attempt } from "./control-link.js";
 import { PageLink } from "./page-link.js";
+import type { LinkEvent } from "./page-link.js";
 
 export interface SourceAgentOptions {
   readonly registry: GuestRegistry;
   readonly guests: GuestHost;
   readonly threads: ChannelThreads;
   readonly release: string;
+  /** Undefined: the two sides decide alone. */
+  readonly arbiter: NamedArbiter | undefined;
+  /** Where this agent listens, for the target's operator; undefined if nobody can ask it. */
+  address?(): Address | undefined;
   onEvent?(event: ProgressEvent): void;
-  /** For tests that need this side to stand still in one state; awaited after the state was entered. */
-  holdAt?(point: string): Promise<void>;
+  /** For tests that need this side to stand still, or to die, in one state; awaited after the state was entered. */
+  reach?(point: string): Promise<void>;
 }
 
-/** A peer that breaks a page channel usually says why on the control channel; its word is worth waiting for this long. */
-const REASON_MS = 200;
+/** An arbiter, and the name under which this agent owns guests there. */
+export interface NamedArbiter {
+  readonly arbiter: Arbiter;
+  readonly owner: string;
+}
 
 const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
 /** For how long events may wait until the guest runs again. */
@@ -49,7 +60,7 @@ const QUIET_MS = 30;
 const NEVER_MS = 2 ** 31 - 1;
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** One hand-over at the source: connects, is admitted, lets the engine run, and cleans up whichever way it ends. */
+/** One hand-over at the source: connects, is admitted, lets the engine run, and carries out what the state machine asks for, whichever way it ends. */
 export class OutgoingMigration {
   readonly guest: Guest;
   readonly to: Address;
@@ -57,43 +68,67 @@ export class OutgoingMigration {
   readonly parameters: MigrationParameters;
   readonly acceptedAtMs = performance.now();
   readonly rounds: RoundProgress[] = [];
+  readonly attempt: Attempt;
   readonly #options: SourceAgentOptions;
+  readonly #handover: SourceHandover;
   readonly #abort = new AbortController();
-  readonly #session = randomUUID();
   #migration: Migration | undefined;
-  #control: ControlChannel | undefined;
+  #control: ControlLink | undefined;
   #link: PageLink | undefined;
+  #commitment: Commitment | undefined;
   #hashes: HashTable | undefined;
   #pauseTimer: NodeJS.Timeout | undefined;
   readonly #untold: ProgressEvent[] = [];
   #telling: NodeJS.Timeout | undefined;
   #isPaused = false;
   #pausedAtGuestMs = 0;
-  #isAbandoned = false;
-  /** How it ended if that was before the engine began. */
-  #outcome: "failed" | "cancelled" | undefined;
-  #opened: PageChannel[] = [];
+  #reached: Promise<void> | undefined;
+  /** When the guest was paused, this host's clock, ms since 1970; what runs after a roll-back is from then. */
+  pausedAt: number | undefined;
+  /** STATE went out: the target may be prepared. */
+  isStateSent = false;
+  congestionControl: string | null = null;
   /** What went wrong in the clean-up, after the outcome was clear. */
   afterwards: MigrationError | undefined;
   guestGapMs: number | null = null;
   audit: AuditResult | null = null;
 
+  /** Writes the attempt down. */
   constructor(guest: Guest, to: Address, parameters: MigrationParameters, options: SourceAgentOptions) {
     this.guest = guest;
     this.to = to;
     this.parameters = parameters;
     this.#options = options;
-    // Every attempt is an epoch of its own, so what an aborted one left at a target can never run.
-    this.epoch = Math.max(options.registry.journal.latestEpoch(guest.manifest.id), guest.epoch) + 1;
-  }
-
-  /** What the page channels' sockets use where they are ours to set; null where the system's choice holds. */
-  get congestionControl(): string | null {
-    return this.#opened[0]?.congestionControl ?? null;
+    const { id } = guest.manifest;
+    this.epoch = Math.max(options.registry.journal.latestEpoch(id), guest.epoch) + 1;
+    this.attempt = { guest: id, epoch: this.epoch, session: randomUUID() };
+    const { state, decide } = offer(guest.epoch, this.epoch);
+    if (decide !== undefined) this.#record(decide, this.epoch);
+    this.#handover = new SourceHandover(state, {
+      decide: (decision, epoch) => this.#record(decision, epoch),
+      onPhase: (phase) => this.#onPhase(phase),
+    });
   }
 
   get phase(): SourcePhase {
-    return this.#migration?.state.phase ?? this.#outcome ?? "setup";
+    return this.#handover.state.phase;
+  }
+
+  get channelLosses(): number {
+    return this.#link?.losses ?? 0;
+  }
+
+  get controlRejoins(): number {
+    return this.#control?.rejoins ?? 0;
+  }
+
+  get resentPages(): number {
+    return this.#link?.resentPages ?? 0;
+  }
+
+  /** The operator's hold on it once COMMIT is out. */
+  get commitment(): Commitment | undefined {
+    return this.#commitment;
   }
 
   /** @throws {MigrationError} ERR_CANCEL_TOO_LATE once COMMIT is out. */
@@ -102,32 +137,28 @@ export class OutgoingMigration {
     else this.#migration.cancel();
   }
 
-  /**
-   * Resolves when the guest runs at the target and is gone from here, audited if asked for.
-   * @throws {MigrationError} the guest runs here as before.
-   */
-  async run(): Promise<SwitchResult> {
-    const { registry } = this.#options;
-    const { id } = this.guest.manifest;
-    registry.journal.record(id, this.epoch, "offered");
-    let result: SwitchResult;
-    try {
-      result = await this.#handOver();
-    } catch (thrown) {
-      const error = this.#abort.signal.aborted ? MigrationError.from(this.#abort.signal.reason) : MigrationError.from(thrown);
-      await this.#giveUp(error).catch((failure: unknown) => {
-        this.afterwards = MigrationError.from(failure);
-      });
-      throw error;
-    }
-    await this.#leave();
-    return result;
+  /** The process ends while the target has not answered. The guest stands still to the end, and the journal says `committed`. */
+  abandon(): void {
+    this.#commitment?.abandon();
   }
 
-  /** The process ends while the target has not answered: stops asking. The guest stands still to the end, and the journal says `committed`. */
-  abandon(): void {
-    this.#isAbandoned = true;
-    this.#control?.close(new MigrationError("ERR_IN_DOUBT", "The agent ended before the target answered"));
+  /**
+   * Resolves when the guest runs at the target and is gone from here, audited if asked for.
+   * @throws {MigrationError} the guest runs here as before; ERR_IN_DOUBT if it was abandoned, ERR_GIVEN_UP if it is gone.
+   */
+  async run(): Promise<SwitchResult> {
+    try {
+      const result = await this.#handOver();
+      await this.#carryOut(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
+      return result;
+    } catch (thrown) {
+      const error = this.#abort.signal.aborted ? MigrationError.from(this.#abort.signal.reason) : MigrationError.from(thrown);
+      this.#handover.abort(error);
+      await this.#carryOut(error);
+      throw error;
+    } finally {
+      clearTimeout(this.#pauseTimer);
+    }
   }
 
   async #handOver(): Promise<SwitchResult> {
@@ -145,52 +176,58 @@ export class OutgoingMigration {
       dirtyLog: guest.dirtyLog,
       pump,
     });
-    this.#emitPhase("setup");
-    await this.#options.holdAt?.("source.setup");
+    this.#onPhase("setup");
+    await this.#reached;
     this.#abort.signal.throwIfAborted();
-    const control = await ControlChannel.connect(this.to, this.#abort.signal);
+    const channel = await ControlChannel.connect(this.to, this.#abort.signal);
+    const control = new ControlLink(channel, this.to, this.attempt);
     this.#control = control;
     this.#abort.signal.addEventListener("abort", () => control.close(MigrationError.from(this.#abort.signal.reason)), { once: true });
-    const { resumeMs, channels } = await this.#beAdmitted(control, pump);
-    const link = new PageLink(channels, control, parameters.maxBandwidthBytesPerSecond);
-    this.#link = link;
+    const resumeMs = await this.#beAdmitted(control);
+    control.setLasting(true); // the guest runs, and will for a while
+    const link = await this.#openPages(control, pump);
     this.#abort.signal.throwIfAborted();
     const migration = new Migration(
-      { pages: guest.memory.pages, epoch, parameters, acceptedAtMs: this.acceptedAtMs },
+      { pages: guest.memory.pages, parameters, acceptedAtMs: this.acceptedAtMs },
       {
         clock: () => performance.now(),
         resumeMs,
-        dirty: { start: (into) => memory.start(into), collect: (into) => memory.collect(into) },
+        dirty: {
+          start: async (into) => {
+            await this.#reached;
+            return memory.start(into);
+          },
+          collect: (into) => memory.collect(into),
+        },
         link,
         guest: { probeMs: () => guest.probeMs(), pause: () => this.#pause() },
-        handover: {
-          prepare: (state) => this.#prepare(control, state),
-          decideCommit: () => this.#options.registry.journal.record(guest.manifest.id, epoch, "committed"),
-          commit: (onDoubt) => this.#commit(control, onDoubt),
-        },
+        handover: { prepare: (state) => this.#prepare(control, link, state), commit: () => this.#commit(control) },
         stop: (reason) => this.#stop(reason),
-        onPhase: (phase) => this.#onPhase(phase),
         onRound: (round) => {
           this.rounds.push(round);
           this.#emit({ type: "round", ...round });
         },
       },
+      this.#handover,
     );
     this.#migration = migration;
-    this.#watch(migration, control, channels);
+    control.onDead = (reason) => migration.fail(reason);
+    control.ready().catch((error: unknown) => migration.fail(MigrationError.from(error))); // it died before anybody listened
+    this.guest.onFailure = (error) => migration.fail(error);
     return migration.run();
   }
 
-  async #beAdmitted(control: ControlChannel, pump: PumpKind): Promise<{ resumeMs: number; channels: PageChannel[] }> {
+  async #beAdmitted(control: ControlLink): Promise<number> {
     const { guest, parameters } = this;
-    const session = this.#session;
+    const { arbiter, address, release } = this.#options;
+    const here = address?.();
     const capabilities = [...(parameters.multifdCompression === "lz4" ? ["lz4"] : []), ...(parameters.isDigestOn ? ["digest"] : [])];
     const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
     control.send({
       type: "admit",
       protocolVersion: PROTOCOL_VERSION,
-      release: this.#options.release,
-      session,
+      release,
+      session: this.attempt.session,
       epoch: this.epoch,
       pageBytes: PAGE_BYTES,
       endianness: endianness(),
@@ -198,151 +235,131 @@ export class OutgoingMigration {
       capabilities,
       digest: parameters.isDigestOn,
       manifest: guest.manifest,
+      from: here === undefined ? null : formatAddress(here),
+      arbiterEpoch: arbiter === undefined ? null : guest.epoch,
     });
-    const admitted = await answered;
+    return (await answered).probeMs;
+  }
+
+  async #openPages(control: ControlLink, pump: PumpKind): Promise<PageLink> {
+    const { guest, parameters } = this;
+    const { session } = this.attempt;
     this.#hashes = parameters.isDigestOn ? guest.freshHashTable() : undefined;
-    const opening = await Promise.allSettled(
-      Array.from({ length: parameters.multifdChannels }, async (_, channel) => {
-        const socket = await connectPageChannel(this.to, { session, channel, generation: 1 }, this.#abort.signal);
-        return PageChannel.open(socket, this.#options.threads, {
+    const lanes = LaneTable.allocate(parameters.multifdChannels);
+    const link = new PageLink(lanes, parameters.maxBandwidthBytesPerSecond, {
+      open: async (channel, generation, signal) => {
+        const { socket, stored } = await connectPageChannel(this.to, { session, channel, generation }, signal);
+        const opened = await PageChannel.open(socket, this.#options.threads, {
           type: "send",
           pump,
           channel,
-          channels: parameters.multifdChannels,
+          generation,
+          lanes: lanes.share(),
           memory: guest.memory.share(),
           hashes: this.#hashes,
           compression: parameters.multifdCompression,
         });
-      }),
-    );
-    this.#opened = opening.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
-    for (const one of opening) if (one.status === "rejected") throw MigrationError.from(one.reason);
-    return { resumeMs: admitted.probeMs, channels: this.#opened };
+        return { channel: opened, stored };
+      },
+      carry: async (lane, channel) => {
+        const carried = control.expect(["carried"], ADMISSION_TIMEOUT_MS, silence("a channel's request to carry more"));
+        control.send({ type: "carry", lane, channel });
+        return { lane, ...(await carried).stored };
+      },
+      ready: () => control.ready(),
+      roundTripMs: () => control.channel.rttMs ?? 0,
+      fail: (error) => this.#migration?.fail(error),
+      onEvent: (event) => this.#emitLink(event),
+    });
+    this.#link = link;
+    const stop = (): void => void link.stop(MigrationError.from(this.#abort.signal.reason));
+    this.#abort.signal.addEventListener("abort", stop, { once: true });
+    control.onMessage = (message) => this.#onMessage(message, link);
+    control.onLost = ({ code, message }) => this.#emitLink({ what: "control-lost", channel: null, code, message });
+    control.onRejoined = (flushed, wasSilent) => {
+      this.#emitLink({ what: "control-rejoined", channel: null, code: null, message: "" });
+      for (const one of flushed) link.onFlushed(one);
+      if (wasSilent) link.suspectAll(new MigrationError("ERR_PEER_DEAD", "Nothing was heard from the target for long"));
+    };
+    await link.open();
+    this.congestionControl = link.congestionControl;
+    return link;
   }
 
-  #watch(migration: Migration, control: ControlChannel, channels: readonly PageChannel[]): void {
-    control.onClose = (reason) => migration.fail(reason);
-    control.onMessage = (message) => {
-      if (message.type === "flushed") this.#link?.onFlushed(message);
-      else if (message.type === "failed") migration.fail(peerError(message));
-      else if (message.type === "arrived") this.guestGapMs = message.guestGapMs;
-    };
-    if (control.closed !== undefined) migration.fail(control.closed);
-    for (const channel of channels) channel.onFailure = (error) => setTimeout(() => migration.fail(error), REASON_MS);
-    this.guest.onFailure = (error) => migration.fail(error);
+  #onMessage(message: ControlMessage, link: PageLink): void {
+    if (message.type === "flushed") link.onFlushed(message);
+    else if (message.type === "lost") link.onLost(message);
+    else if (message.type === "failed") this.#migration?.fail(peerError(message));
+    else if (message.type === "arrived") this.guestGapMs = message.guestGapMs;
   }
 
   async #pause(): ReturnType<Guest["pause"]> {
     const state = await this.guest.pause();
     this.#isPaused = true;
     this.#pausedAtGuestMs = state.clockMs;
+    this.pausedAt = Date.now();
     if (![...state.registers, ...state.devices].every((one) => isPlainData(one)))
       throw new MigrationError("ERR_WORKLOAD_FAILED", "A workload's save() gave something that is not plain data");
-    await this.#options.holdAt?.("source.device");
+    await this.#reached;
     return state;
   }
 
-  async #prepare(control: ControlChannel, { round, guest, last }: FinalState): Promise<void> {
+  async #prepare(control: ControlLink, link: PageLink, { round, guest }: FinalState): Promise<void> {
     const prepared = control.expect(["prepared"], NEVER_MS, silence("the state"));
     // Pre-copy has had a limit since the pause (#onPhase). The pages of a plain stop-and-copy take as long as they take; then the same holds.
     if (this.parameters.mode === "stop-and-copy")
-      this.#link?.lastStored.then(
+      link.lastStored().then(
         () => this.#limitPause(),
         () => {}, // the link broke: that has ended the migration already
       );
+    const expected = link.digest(this.parameters.isDigestOn);
+    this.isStateSent = true;
     control.send({
       type: "state",
       epoch: this.epoch,
       round,
-      digest: last.digest,
-      packets: [...last.packets],
+      digest: expected,
       registers: [...guest.registers],
       devices: [...guest.devices],
       clockMs: guest.clockMs,
     });
     const { digest, epoch } = await prepared;
-    if (digest !== last.digest || epoch !== this.epoch)
-      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(last.digest)} here, ${String(digest)} at the target`);
+    if (digest !== expected || epoch !== this.epoch)
+      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(expected)} here, ${String(digest)} at the target`);
   }
 
-  /** Asks until there is an answer. No timer ever resumes the guest here. */
-  async #commit(first: ControlChannel, onDoubt: () => void): Promise<"active" | "refused"> {
-    // On the guest's own clock, which runs on: exactly the time that the state does not know of yet.
-    const message = (): ControlMessage => ({
-      type: "commit",
-      epoch: this.epoch,
-      elapsedMs: this.guest.clock.now() - this.#pausedAtGuestMs,
-    });
-    let isInDoubt = false;
-    await this.#options.holdAt?.("source.committing");
-    for (let control = first; ; ) {
-      this.#checkAbandoned();
-      try {
-        const active = control.expect(["active"], ACTIVE_TIMEOUT_MS, silence("COMMIT"));
-        control.send(message());
-        await active;
-        return "active";
-      } catch (thrown) {
-        // Whatever happened, a peer that speaks of a failure included: only `owner` tells.
-        this.#emitDoubt(MigrationError.from(thrown));
-        if (!isInDoubt) onDoubt();
-        isInDoubt = true;
-      }
-      const answer = await this.#askAgain(control);
-      if (answer === "active") return "active";
-      if (answer === "refused") return "refused";
-      control = answer;
-    }
+  async #commit(control: ControlLink): Promise<void> {
+    const { arbiter } = this.#options;
+    this.#commitment = new Commitment(
+      {
+        to: formatAddress(this.to),
+        attempt: this.attempt,
+        handover: this.#handover,
+        arbitration: arbiter === undefined ? undefined : arbitrationOf(arbiter, this.attempt.guest, this.guest.epoch, this.epoch),
+        // On the guest's own clock, which runs on: exactly the time that the state does not know of yet.
+        elapsedMs: () => this.guest.clock.now() - this.#pausedAtGuestMs,
+        onDoubt: (reason) => this.#emitDoubt(reason),
+        onMessage: (message) => {
+          if (message.type === "arrived") this.guestGapMs = message.guestGapMs;
+        },
+      },
+      control.channel,
+    );
+    await this.#reached;
+    await this.#commitment.run();
   }
 
-  /** One question to the target; a channel on which COMMIT may be repeated, or its answer. Waits in between. */
-  async #askAgain(old: ControlChannel): Promise<"active" | "refused" | ControlChannel> {
-    for (;;) {
-      await sleep(ASK_AGAIN_MS);
-      this.#checkAbandoned();
-      let control = old;
-      try {
-        if (old.closed !== undefined) control = await ControlChannel.connect(this.to);
-        const answered = control.expect(["owner", "active"], ACTIVE_TIMEOUT_MS, silence("the question who owns the guest"));
-        control.send({ type: "ask", guest: this.guest.manifest.id, epoch: this.epoch, session: this.#session });
-        const answer = await answered;
-        this.#adopt(control);
-        if (answer.type === "active" || answer.phase === "active") return "active";
-        if (answer.phase === "discarded") return "refused";
-        if (answer.phase === "prepared") return control;
-        // `unknown`: the agent there was started anew, which says nothing about the guest.
-        if (control !== old) control.close(new MigrationError("ERR_IN_DOUBT", "The target does not know"));
-      } catch (error) {
-        this.#emitDoubt(MigrationError.from(error));
-        if (control !== old) control.close(MigrationError.from(error));
-      }
-    }
-  }
-
-  #checkAbandoned(): void {
-    if (this.#isAbandoned) throw new MigrationError("ERR_IN_DOUBT", `The agent ended before ${formatAddress(this.to)} answered`);
-  }
-
-  #adopt(control: ControlChannel): void {
-    if (control === this.#control) return;
-    this.#control = control;
-    control.onMessage = (message) => {
-      if (message.type === "arrived") this.guestGapMs = message.guestGapMs;
-    };
-  }
-
-  #lastDoubt = "";
   #emitDoubt({ message }: MigrationError): void {
-    if (message === this.#lastDoubt) return; // once for each reason, not once a second
-    this.#lastDoubt = message;
     const doubt = new MigrationError("ERR_IN_DOUBT", `COMMIT is out and unanswered: ${message}`);
     this.#emit({ type: "failed", phase: "in-doubt", code: doubt.code, message: doubt.message, remedy: doubt.remedy });
   }
 
   #onPhase(phase: SourcePhase): void {
     clearTimeout(this.#pauseTimer);
+    if (phase !== "active") this.#control?.setLasting(false);
     if (phase === "device" && this.parameters.mode === "precopy") this.#limitPause();
     this.#emitPhase(phase);
+    this.#reached = this.#options.reach?.(`source.${phase}`);
   }
 
   #limitPause(): void {
@@ -358,69 +375,71 @@ export class OutgoingMigration {
   async #stop(reason: MigrationError): Promise<void> {
     this.#control?.send({ type: "abort", code: reason.code, message: reason.message.slice(0, 1000) });
     this.#control?.close(reason);
-    await this.#endLink(reason);
-  }
-
-  async #endLink(reason: MigrationError): Promise<void> {
     await this.#link?.stop(reason);
-    await Promise.all(this.#opened.map((channel) => channel.end())); // all of them, where the link was never made
   }
 
-  /**
-   * If the guest is still ours it runs on here as before: dirty log off, vCPUs and devices go on, at the epoch they had, or a higher one if
-   * it was taken back. Once COMMIT is out it is not, whatever was thrown, and stands still.
-   */
-  async #giveUp(error: MigrationError): Promise<void> {
-    const { registry, guests } = this.#options;
-    const { id } = this.guest.manifest;
-    clearTimeout(this.#pauseTimer);
-    const state = this.#migration?.state;
-    if (state !== undefined && !sourceMayRunGuest(state) && state.phase !== "device") return this.#endLink(error);
-    if (this.#migration === undefined) {
-      this.#outcome = error.code === "ERR_CANCELLED" ? "cancelled" : "failed";
-      this.#emitPhase(this.#outcome);
-    }
-    await this.#stop(error);
-    const isTakenBack = state?.phase === "taken-back";
-    const epoch = isTakenBack ? this.epoch + 1 : this.guest.epoch;
+  #record(decision: Parameters<GuestRegistry["journal"]["record"]>[2], epoch: number): void {
+    const { guest, session } = this.attempt;
+    this.#options.registry.journal.record(guest, epoch, decision, { peer: formatAddress(this.to), session });
+  }
+
+  /** What the hand-over's steps asked for, in order; one that fails does not keep the others from being done. */
+  async #carryOut(reason: MigrationError): Promise<void> {
+    await this.#reached;
     this.guest.onFailure = () => {};
-    if (this.#isPaused) this.guest.resume(epoch); // before anything that may fail: a full disk must not freeze a guest
-    await guests.memory.stop();
-    registry.journal.record(id, isTakenBack ? epoch : this.epoch, isTakenBack ? "taken-back" : "aborted");
-    await registry.journal.sync(id);
+    for (const effect of this.#handover.takeEffects()) await this.#attempt(() => this.#perform(effect, reason));
+    await this.#attempt(() => this.#link?.stop(reason));
+    await this.#attempt(() => this.#options.registry.journal.sync(this.attempt.guest));
+    if (this.phase === "completed") await this.#attempt(() => this.#awaitArrival());
+    this.#control?.close(reason);
+    this.#commitment?.control?.close(reason);
   }
 
-  /** ACTIVE is here: the guest is the target's, whatever happens in here, and nothing counts into downtime or total time. */
-  async #leave(): Promise<void> {
-    const { registry, guests } = this.#options;
-    const { id } = this.guest.manifest;
-    const steps: readonly (() => Promise<void> | void)[] = [
-      () => registry.journal.record(id, this.epoch, "completed"),
-      () => this.#link?.stop(new MigrationError("ERR_LINK_LOST", "The migration is complete")),
-      () => guests.memory.stop(),
-      async () => {
-        if (this.#hashes !== undefined && this.parameters.isAuditOn) this.audit = await guests.memory.audit(this.#hashes);
-      },
-      // Only when nothing of it is left may the next one come.
-      () => this.guest.destroy(),
-      () => registry.remove(this.guest),
-      () => registry.journal.sync(id),
-      () => this.#awaitArrival(),
-    ];
-    for (const step of steps) {
-      try {
-        await step();
-      } catch (error) {
-        this.afterwards ??= MigrationError.from(error);
-      }
+  async #attempt(work: () => unknown): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      this.afterwards ??= MigrationError.from(error);
     }
+  }
+
+  async #perform(effect: HandoverEffect, reason: MigrationError): Promise<void> {
+    switch (effect.effect) {
+      case "journal":
+        return this.#record(effect.decision, effect.epoch);
+      case "send": // COMMIT is the commitment's to send
+        return effect.message === "abort" ? this.#stop(reason) : undefined;
+      case "run":
+        if (this.#isPaused) this.guest.resume(effect.epoch); // before anything that may fail
+        await this.#link?.stop(reason);
+        return this.#options.guests.memory.stop();
+      case "free":
+        return this.#free(reason);
+    }
+  }
+
+  /** The guest is the target's, whatever happens in here, and nothing counts into downtime or total time. */
+  async #free(reason: MigrationError): Promise<void> {
+    const { registry, guests } = this.#options;
+    await this.#attempt(() => this.#link?.stop(reason));
+    await this.#attempt(() => guests.memory.stop());
+    await this.#attempt(async () => {
+      const mayAudit = this.#hashes !== undefined && this.parameters.isAuditOn && this.phase === "completed";
+      if (mayAudit && this.#hashes !== undefined) this.audit = await guests.memory.audit(this.#hashes);
+    });
+    // Only when nothing of it is left may the next one come.
+    await this.#attempt(() => this.guest.destroy());
+    registry.remove(this.guest);
   }
 
   async #awaitArrival(): Promise<void> {
-    const control = this.#control;
+    const control = this.#commitment?.control;
     for (let left = ARRIVAL_REPORT_TIMEOUT_MS; this.guestGapMs === null && left > 0 && control?.closed === undefined; left -= 10)
       await sleep(10);
-    control?.close(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
+  }
+
+  #emitLink(event: LinkEvent): void {
+    this.#emit({ type: "link", ...event, atMs: performance.now() - this.acceptedAtMs });
   }
 
   #emitPhase(phase: SourcePhase): void {

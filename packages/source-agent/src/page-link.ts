@@ -1,82 +1,355 @@
 import { joinDigests } from "@precopy/guest";
 import type { Bitmap } from "@precopy/guest";
-import type { LastTransfer, LinkPort, RoundTransfer } from "@precopy/engine";
-import type { MigrationError } from "@precopy/protocol";
-import type { Message } from "@precopy/protocol";
-import type { ControlChannel, PageChannel, RoundSent } from "@precopy/transport";
+import type { LinkPort, RoundTransfer } from "@precopy/engine";
+import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS, STRIPE_PAGES } from "@precopy/protocol";
+import type { Message, ProgressEvent } from "@precopy/protocol";
+import { peerError } from "@precopy/transport";
+import type { LaneTable, PageChannel, RoundSent } from "@precopy/transport";
 
-/** The page channels of one migration, as one link. */
+export type LinkEvent = Omit<Extract<ProgressEvent, { type: "link" }>, "type" | "atMs">;
+
+/** Where a lane stands: everything of this round below `page` is stored, or was handed to a socket. */
+interface LanePoint {
+  readonly lane: number;
+  readonly round: number;
+  readonly page: number;
+}
+
+export interface PageLinkPorts {
+  /** Opens one generation of a channel; says what the target holds of the lanes it carries. @throws {MigrationError} */
+  open(channel: number, generation: number, signal: AbortSignal): Promise<{ channel: PageChannel; stored: readonly LanePoint[] }>;
+  /** Lets another channel carry a lane; resolves with what the target holds of it, when the old one has ended there. */
+  carry(lane: number, channel: number): Promise<LanePoint>;
+  /** Resolves when control messages get through. @throws {MigrationError} they never will. */
+  ready(): Promise<void>;
+  roundTripMs(): number;
+  /** It cannot go on. */
+  fail(error: MigrationError): void;
+  onEvent(event: LinkEvent): void;
+}
+
+/** One sendRound of a channel: acknowledged when the target has stored that many packets of this generation. */
+interface Sending {
+  readonly lanes: readonly number[];
+  packets: number | undefined;
+}
+
+/** A channel and its present life. */
+interface Carrier {
+  readonly channel: number;
+  generation: number;
+  /** Undefined while it is being made again, or when its lanes were given to others. */
+  end: PageChannel | undefined;
+  sendings: Sending[];
+  /** Highest count that the target acknowledged of this generation. */
+  stored: number;
+  /** This generation's share of the image digest, as of its last round. */
+  digest: bigint;
+}
+
+interface Round {
+  readonly round: number;
+  readonly pages: Bitmap;
+  readonly pacing: (lanes: readonly number[]) => number;
+  readonly unsent: Set<number>;
+  readonly unacknowledged: Set<number>;
+  readonly totals: { normalPages: number; zeroPages: number; bytes: number };
+}
+
+/**
+ * The page channels of one migration, as one link. A channel that dies is made again; what the target has stored by then is not sent twice. One
+ * that cannot be made again has its lanes carried by another, so fewer channels are slower and no failure.
+ */
 export class PageLink implements LinkPort {
-  readonly #channels: readonly PageChannel[];
-  readonly #control: ControlChannel;
+  readonly #lanes: LaneTable;
+  readonly #ports: PageLinkPorts;
   readonly #maxBandwidth: number;
-  /** Settles when every channel of the last round is stored at the target. */
-  lastStored: Promise<void> = Promise.resolve();
-  #waiting: { readonly round: number; readonly missing: Set<number>; resolve: () => void; reject: (error: Error) => void } | undefined;
-
+  readonly #carriers: readonly Carrier[];
+  readonly #endedShares: bigint[] = [];
+  #round: Round | undefined;
+  readonly #waiting = new Set<() => void>();
+  readonly #mending = new Set<Promise<void>>();
+  readonly #stop = new AbortController();
+  /** Channels that died, once for each death. */
+  losses = 0;
+  /** Pages that had been handed to a socket and were not stored when it died. */
+  resentPages = 0;
   /** @param maxBandwidth bytes/s for all channels together, 0 for none. */
-  constructor(channels: readonly PageChannel[], control: ControlChannel, maxBandwidth: number) {
-    this.#channels = channels;
-    this.#control = control;
+  constructor(lanes: LaneTable, maxBandwidth: number, ports: PageLinkPorts) {
+    this.#lanes = lanes;
     this.#maxBandwidth = maxBandwidth;
+    this.#ports = ports;
+    this.#carriers = Array.from({ length: lanes.lanes }, (_, channel) => fresh(channel));
+  }
+
+  /** What the page channels' sockets use where they are ours to set; null where the system's choice holds. */
+  get congestionControl(): string | null {
+    return this.#carriers.find(({ end }) => end?.congestionControl !== undefined)?.end?.congestionControl ?? null;
+  }
+
+  /** Opens every channel. @throws {MigrationError} if not one can be had. */
+  async open(): Promise<void> {
+    const opening = await Promise.allSettled(
+      this.#carriers.map(async (carrier) =>
+        this.#adopt(carrier, (await this.#ports.open(carrier.channel, ++carrier.generation, this.#stop.signal)).channel),
+      ),
+    );
+    const failed = opening.flatMap((one, channel) =>
+      one.status === "rejected" ? [{ channel, error: MigrationError.from(one.reason) }] : [],
+    );
+    const [first] = failed;
+    if (first === undefined) return;
+    if (failed.length === opening.length) throw first.error;
+    for (const { channel, error } of failed) this.#lose(this.#carriers[channel]!, error);
   }
 
   async sendRound(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
-    const acknowledged = this.#acknowledged(round);
-    const [sent] = await Promise.all([Promise.all(this.#send(round, pages, this.#maxBandwidth)), acknowledged]);
-    return sum(sent, performance.now() - started);
+    const sending = this.#begin(round, pages, this.#maxBandwidth);
+    await this.#until(() => sending.unsent.size + sending.unacknowledged.size === 0);
+    await this.#ports.ready(); // the guest is not paused for a target that cannot be told
+    return { ...sending.totals, ms: performance.now() - started };
   }
 
-  async sendLast(round: number, pages: Bitmap): Promise<LastTransfer> {
+  async sendLast(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
-    this.lastStored = this.#acknowledged(round);
-    this.lastStored.catch(() => {}); // it fails with the link, of which everybody else hears as well
-    const sent = await Promise.all(this.#send(round, pages, 0));
-    const shares = sent.flatMap(({ digest }) => (digest === undefined ? [] : [digest]));
-    return {
-      ...sum(sent, performance.now() - started),
-      digest: shares.length === 0 ? null : joinDigests(shares),
-      packets: sent.map(({ packets }) => packets),
-    };
+    const sending = this.#begin(round, pages, 0);
+    await this.#until(() => sending.unsent.size === 0);
+    return { ...sending.totals, ms: performance.now() - started };
   }
 
-  #acknowledged(round: number): Promise<void> {
-    return new Promise<void>((resolve, reject) => {
-      this.#waiting = { round, missing: new Set(this.#channels.keys()), resolve, reject };
-    });
+  /** Resolves when the target has stored the last round. */
+  lastStored(): Promise<void> {
+    const last = this.#round;
+    return this.#until(() => (last?.unacknowledged.size ?? 0) === 0);
+  }
+
+  /** Of the image as sent so far; null with the digest off. */
+  digest(isOn: boolean): string | null {
+    return isOn ? joinDigests([...this.#endedShares, ...this.#carriers.map(({ digest }) => digest)]) : null;
   }
 
   roundTripMs(): number {
-    return this.#control.rttMs ?? 0;
+    return this.#ports.roundTripMs();
   }
 
-  /** The target has stored a round of one channel. */
-  onFlushed({ channel, round }: Message<"flushed">): void {
-    if (this.#waiting?.round !== round) return;
-    this.#waiting.missing.delete(channel);
-    if (this.#waiting.missing.size === 0) this.#waiting.resolve();
+  /** The target has stored a FLUSH and all before it. */
+  onFlushed({ channel, generation, packets }: Omit<Message<"flushed">, "type">): void {
+    const carrier = this.#carriers[channel];
+    if (carrier === undefined || carrier.generation !== generation) return;
+    carrier.stored = Math.max(carrier.stored, packets);
+    this.#acknowledge(carrier);
+  }
+
+  /** The target's end of a channel ended. Ours would notice, sooner or later. */
+  onLost({ channel, generation, code, message }: Omit<Message<"lost">, "type">): void {
+    const carrier = this.#carriers[channel];
+    if (carrier?.generation === generation && carrier.end !== undefined) this.#lose(carrier, peerError({ code, message }));
+  }
+
+  /** Nothing was heard of the target for long: whatever stands in the sockets may never arrive. */
+  suspectAll(reason: MigrationError): void {
+    for (const carrier of this.#carriers) if (carrier.end !== undefined) this.#lose(carrier, reason);
   }
 
   /** Ends every channel; whatever waits for one rejects. */
   async stop(reason: MigrationError): Promise<void> {
-    this.#waiting?.reject(reason);
-    await Promise.all(this.#channels.map((channel) => channel.end()));
+    if (!this.#isStopped) this.#stop.abort(reason);
+    this.#progress();
+    await Promise.allSettled([...this.#mending, ...this.#carriers.map(({ end }) => end?.end())]);
   }
 
-  /** The cap is a total: each channel gets the share of the round's pages that it has to carry, so all end together. */
-  #send(round: number, pages: Bitmap, maxBandwidth: number): Promise<RoundSent>[] {
-    const { length } = this.#channels;
-    const counts = this.#channels.map((_, channel) => (maxBandwidth === 0 ? 0 : pages.count(channel, length)));
-    const all = counts.reduce((sum, count) => sum + count, 0);
-    return this.#channels.map((channel, at) => {
-      const pacing = all === 0 ? maxBandwidth / length : (maxBandwidth * Math.max(counts[at] ?? 0, all / 1000)) / all;
-      return channel.sendRound(round, pages.words, Math.ceil(pacing));
+  #begin(round: number, pages: Bitmap, maxBandwidth: number): Round {
+    const all = [...Array(this.#lanes.lanes).keys()];
+    // The cap is a total: each channel gets the share of the round's pages that it has to carry, so all end together.
+    const counts = all.map((lane) => (maxBandwidth === 0 ? 0 : pages.count(lane, this.#lanes.lanes)));
+    const sum = counts.reduce((total, count) => total + count, 0);
+    const share = (lane: number): number =>
+      sum === 0 ? maxBandwidth / all.length : (maxBandwidth * Math.max(counts[lane] ?? 0, sum / 1000)) / sum;
+    const sending: Round = {
+      round,
+      pages,
+      pacing: (lanes) => Math.ceil(lanes.reduce((total, lane) => total + share(lane), 0)),
+      unsent: new Set(all),
+      unacknowledged: new Set(all),
+      totals: { normalPages: 0, zeroPages: 0, bytes: 0 },
+    };
+    this.#round = sending;
+    for (const carrier of this.#carriers) if (carrier.end !== undefined) this.#send(carrier, this.#lanesOf(carrier), []);
+    return sending;
+  }
+
+  #lanesOf({ channel }: Carrier): readonly number[] {
+    return this.#lanes.lanesOf(channel);
+  }
+
+  /** Sends what is left of the round on these lanes. @param stored what the target holds of them already. */
+  #send(carrier: Carrier, lanes: readonly number[], stored: readonly LanePoint[]): void {
+    const sending = this.#round;
+    const left = lanes.filter((lane) => sending?.unacknowledged.has(lane));
+    if (sending === undefined || carrier.end === undefined || left.length === 0) return;
+    const from = left.map((lane) => {
+      const point = stored.find((one) => one.lane === lane);
+      return { lane, page: point?.round === sending.round ? point.page : 0 };
+    });
+    for (const lane of left) sending.unsent.add(lane);
+    const one: Sending = { lanes: left, packets: undefined };
+    carrier.sendings.push(one);
+    const { end } = carrier;
+    end.sendRound(sending.round, sending.pages.words, sending.pacing(left), from).then(
+      (sent) => {
+        if (carrier.end !== end) return; // it died since, and what it sent is asked of the target
+        one.packets = sent.packets;
+        this.#count(sending, left, sent);
+        carrier.digest = sent.digest ?? 0n;
+        this.#acknowledge(carrier);
+        this.#progress();
+      },
+      () => {}, // onFailure tells, too
+    );
+  }
+
+  #count({ totals, unsent }: Round, lanes: readonly number[], sent: RoundSent): void {
+    totals.normalPages += sent.normalPages;
+    totals.zeroPages += sent.zeroPages;
+    totals.bytes += sent.bytes;
+    for (const lane of lanes) unsent.delete(lane);
+  }
+
+  /** The acknowledgement may come before our own thread says what it sent, or after. */
+  #acknowledge(carrier: Carrier): void {
+    for (let first = carrier.sendings[0]; first?.packets !== undefined && carrier.stored >= first.packets; first = carrier.sendings[0]) {
+      carrier.sendings.shift();
+      for (const lane of first.lanes) this.#round?.unacknowledged.delete(lane);
+    }
+    this.#progress();
+  }
+
+  get #isStopped(): boolean {
+    return this.#stop.signal.aborted;
+  }
+
+  #until(isDone: () => boolean): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const look = (): void => {
+        if (this.#isStopped) reject(MigrationError.from(this.#stop.signal.reason));
+        else if (isDone()) resolve();
+        else return;
+        this.#waiting.delete(look);
+      };
+      this.#waiting.add(look);
+      look();
     });
   }
+
+  #progress(): void {
+    for (const look of [...this.#waiting]) look();
+  }
+
+  #adopt(carrier: Carrier, end: PageChannel): void {
+    carrier.end = end;
+    carrier.sendings = [];
+    carrier.stored = 0;
+    carrier.digest = 0n;
+    end.onFailure = (error) => {
+      if (carrier.end === end) this.#lose(carrier, error);
+    };
+  }
+
+  /** Takes a channel out, once, and has it made again. */
+  #lose(carrier: Carrier, error: MigrationError): void {
+    if (this.#isStopped) return;
+    const { end } = carrier;
+    carrier.end = undefined;
+    carrier.sendings = [];
+    this.losses++;
+    this.#ports.onEvent({ what: "channel-lost", channel: carrier.channel, code: error.code, message: error.message });
+    if (this.losses > CHANNEL_LOSSES_MAX) return this.#ports.fail(error);
+    const mending = this.#mend(carrier, end, error)
+      .catch((thrown: unknown) => {
+        if (!this.#isStopped) this.#ports.fail(MigrationError.from(thrown));
+      })
+      .finally(() => this.#mending.delete(mending));
+    this.#mending.add(mending);
+  }
+
+  async #mend(carrier: Carrier, old: PageChannel | undefined, why: MigrationError): Promise<void> {
+    await old?.end();
+    // The thread that hashed is gone with its share only if it crashed; then the image cannot be proven any more, and PREPARED will say so.
+    if (old?.digest !== undefined) this.#endedShares.push(old.digest);
+    carrier.digest = 0n;
+    const until = performance.now() + REJOIN_GRACE_MS;
+    for (let tries = 1; !this.#isStopped; tries++) {
+      await this.#ports.ready();
+      try {
+        const { channel, stored } = await this.#ports.open(carrier.channel, ++carrier.generation, this.#stop.signal);
+        if (this.#isStopped) return await channel.end();
+        this.#adopt(carrier, channel);
+        this.#ports.onEvent({
+          what: "channel-made-again",
+          channel: carrier.channel,
+          code: null,
+          message: `generation ${carrier.generation}`,
+        });
+        return this.#resume(carrier, this.#lanesOf(carrier), stored, old);
+      } catch (thrown) {
+        const isAlone = this.#carriers.every(({ end }) => end === undefined);
+        if (tries >= CHANNEL_RETRIES && !isAlone) return await this.#handOver(carrier, old, until);
+        if (performance.now() >= until) throw MigrationError.from(thrown).code === "ERR_UNREACHABLE" ? why : thrown;
+      }
+      await sleep(REJOIN_AGAIN_MS);
+    }
+  }
+
+  /** Gives the lanes of a dead channel to the living one that carries the fewest. Asked once, it is asked until it is answered: the target may have heard. */
+  async #handOver(carrier: Carrier, old: PageChannel | undefined, until: number): Promise<void> {
+    for (let [lane] = this.#lanesOf(carrier); lane !== undefined && !this.#isStopped; [lane] = this.#lanesOf(carrier)) {
+      const living = this.#carriers.filter(({ end }) => end !== undefined);
+      const heir = living.toSorted((one, other) => this.#lanesOf(one).length - this.#lanesOf(other).length)[0];
+      try {
+        await this.#ports.ready();
+        if (heir === undefined) throw new MigrationError("ERR_LINK_LOST", "No page channel is left");
+        const point = await this.#ports.carry(lane, heir.channel);
+        this.#lanes.move(lane, heir.channel);
+        this.#ports.onEvent({
+          what: "lane-carried",
+          channel: heir.channel,
+          code: null,
+          message: `the pages of channel ${carrier.channel}`,
+        });
+        this.#resume(heir, [lane], [point], old);
+      } catch (error) {
+        if (performance.now() >= until) throw error;
+        await sleep(REJOIN_AGAIN_MS);
+      }
+    }
+  }
+
+  #resume(carrier: Carrier, lanes: readonly number[], stored: readonly LanePoint[], old: PageChannel | undefined): void {
+    const sending = this.#round;
+    if (sending === undefined) return;
+    const position = old?.position;
+    if (position?.round === sending.round)
+      for (const lane of lanes) {
+        const point = stored.find((one) => one.lane === lane);
+        this.resentPages += this.#countBetween(sending.pages, lane, point?.round === sending.round ? point.page : 0, position.page);
+      }
+    this.#send(carrier, lanes, stored);
+  }
+
+  #countBetween(pages: Bitmap, lane: number, from: number, to: number): number {
+    let count = 0;
+    const { lanes } = this.#lanes;
+    for (let stripe = lane; stripe * STRIPE_PAGES < to && stripe < pages.stripes; stripe += lanes)
+      for (
+        let page = Math.max(from, stripe * STRIPE_PAGES), end = Math.min(to, (stripe + 1) * STRIPE_PAGES, pages.pages);
+        page < end;
+        page++
+      )
+        if (pages.has(page)) count++;
+    return count;
+  }
 }
 
-function sum(sent: readonly RoundSent[], ms: number): RoundTransfer {
-  const add = (of: (one: RoundSent) => number): number => sent.reduce((all, one) => all + of(one), 0);
-  return { normalPages: add((one) => one.normalPages), zeroPages: add((one) => one.zeroPages), bytes: add((one) => one.bytes), ms };
-}
+const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+const fresh = (channel: number): Carrier => ({ channel, generation: 0, end: undefined, sendings: [], stored: 0, digest: 0n });

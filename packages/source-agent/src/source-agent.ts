@@ -1,8 +1,24 @@
-import { ACTIVE_TIMEOUT_MS, MigrationError, fillParameters, sourceMayAbort } from "@precopy/protocol";
-import type { Address, MigrationParameters, MigrationReport, QueryMigrate } from "@precopy/protocol";
+import { SourceHandover } from "@precopy/engine";
+import { ACTIVE_TIMEOUT_MS, MigrationError, fillParameters, recoverSource, sourceMayAbort } from "@precopy/protocol";
+import type { Address, Decision, JournalEntry, MigrationParameters, MigrationReport, OwnerAnswer, QueryMigrate } from "@precopy/protocol";
+import { tellAborted } from "./abort-notice.js";
+import { Commitment } from "./commitment.js";
 import { migrationReport, queryMigrate } from "./migration-report.js";
 import { OutgoingMigration } from "./outgoing-migration.js";
 import type { SourceAgentOptions } from "./outgoing-migration.js";
+
+/** An operator's word on a guest that is in doubt here. */
+export interface SourceResolveRequest {
+  readonly way: "take-back" | "give-up";
+  readonly isOtherSideFenced: boolean;
+  readonly isRollbackAccepted: boolean;
+}
+export interface SourceResolution {
+  readonly outcome: "taken-back" | "given-up" | "completed";
+  readonly epoch: number;
+  /** When the copy that runs now was taken, if what the target did since is or may be lost; ms since 1970. */
+  readonly copyAt: number | undefined;
+}
 
 /** The role that sends a guest. One migration at a time. */
 export class SourceAgent {
@@ -11,6 +27,9 @@ export class SourceAgent {
   #current: OutgoingMigration | undefined;
   #running: Promise<MigrationReport> | undefined;
   #report: MigrationReport | undefined;
+  /** Attempts of an earlier process that nobody has answered, by guest. */
+  readonly #recovered = new Map<string, Commitment>();
+  readonly #ending = new AbortController();
 
   /** @param address where this agent listens, for reports. */
   constructor(options: SourceAgentOptions, address: () => Address) {
@@ -47,8 +66,82 @@ export class SourceAgent {
       this.#report = report;
       const { code, message, remedy } = error;
       this.#options.onEvent?.({ type: "failed", phase: migration.phase, code, message, remedy, report });
+      if (migration.isStateSent && sourceOwnsAgain(migration)) void tellAborted(to, migration.attempt, error, this.#ending.signal);
       throw error;
     }
+  }
+
+  /** Once, at the start: takes up every attempt whose journal ends with `committed`, and asks until its target answers. */
+  recover(): void {
+    const { journal } = this.#options.registry;
+    for (const guest of journal.guests()) {
+      const { standing, last } = journal.standing(guest);
+      if (standing === "in-doubt" && last?.peer !== undefined && last.session !== undefined)
+        this.#takeUp(guest, last, last.peer, last.session);
+    }
+  }
+
+  #takeUp(guest: string, committed: JournalEntry, peer: string, session: string): void {
+    const { journal } = this.#options.registry;
+    const record = (decision: Decision, epoch: number): void => journal.record(guest, epoch, decision, { peer, session });
+    const handover = new SourceHandover(recoverSource(committed.epoch), { decide: record, onPhase: () => {} });
+    const commitment = new Commitment(
+      {
+        to: peer,
+        attempt: { guest, epoch: committed.epoch, session },
+        handover,
+        arbitration: undefined, // nothing is left here that could be taken back
+        elapsedMs: () => Math.max(0, Date.now() - Date.parse(committed.at)),
+        onDoubt: () => {},
+        onMessage: () => {},
+      },
+      undefined,
+    );
+    this.#recovered.set(guest, commitment);
+    void this.#follow(guest, commitment, handover, record);
+  }
+
+  async #follow(
+    guest: string,
+    commitment: Commitment,
+    handover: SourceHandover,
+    record: (decision: Decision, epoch: number) => void,
+  ): Promise<void> {
+    try {
+      await commitment.run();
+      for (const effect of handover.takeEffects()) if (effect.effect === "journal") record(effect.decision, effect.epoch);
+    } catch {
+      // abandoned: the agent ends, or the guest came back. What could not be written down is found again at the next start.
+    } finally {
+      this.#recovered.delete(guest);
+      commitment.control?.close(new MigrationError("ERR_LINK_LOST", "The hand-over is over"));
+    }
+  }
+
+  /** The guest comes to this agent anew: what was asked about an older attempt is answered by that. */
+  forget(guest: string): void {
+    this.#recovered.get(guest)?.abandon();
+  }
+
+  /**
+   * Ends a doubt by the operator's word, after the target was asked.
+   * @throws {MigrationError} ERR_NOTHING_TO_RESOLVE, ERR_NOT_FENCED, ERR_ROLLBACK, ERR_UNRESOLVED if there is nothing here to take back.
+   */
+  async resolve(guest: string, request: SourceResolveRequest): Promise<SourceResolution> {
+    const current = this.isDecided && this.#current?.attempt.guest === guest ? this.#current : undefined;
+    const commitment = current?.commitment ?? this.#recovered.get(guest);
+    if (commitment === undefined) throw new MigrationError("ERR_NOTHING_TO_RESOLVE", `Guest ${guest} is not in doubt here`);
+    const hasImage = current !== undefined;
+    const copyAt = current?.pausedAt;
+    const epoch = current?.epoch ?? this.#options.registry.journal.latestEpoch(guest);
+    const mayForce = (answer: OwnerAnswer | "unreachable"): void => checkForce(answer, request, hasImage, guest);
+    const { answer, wasForced } = await (request.way === "take-back" ? commitment.takeBack(mayForce) : commitment.giveUp(mayForce));
+    await this.#running?.catch(() => {}); // until it runs here, or is gone
+    if (wasForced && request.way === "take-back") return { outcome: "taken-back", epoch: epoch + 1, copyAt };
+    if (wasForced) return { outcome: "given-up", epoch, copyAt: undefined };
+    if (answer === "discarded")
+      return { outcome: hasImage ? "taken-back" : "given-up", epoch: hasImage ? epoch + 1 : epoch, copyAt: undefined };
+    return { outcome: "completed", epoch, copyAt: undefined };
   }
 
   /**
@@ -72,6 +165,8 @@ export class SourceAgent {
    * Resolves when nothing of it runs: true if the guest is left in doubt, standing still here.
    */
   async close(): Promise<boolean> {
+    this.#ending.abort();
+    for (const commitment of this.#recovered.values()) commitment.abandon();
     const running = this.#running?.then(
       () => false,
       (error: unknown) => MigrationError.from(error).code === "ERR_IN_DOUBT",
@@ -89,6 +184,17 @@ export class SourceAgent {
     return this.#running !== undefined;
   }
 
+  /** Resolves when the migration in progress has ended, however it does. */
+  async ended(): Promise<void> {
+    await this.#running?.catch(() => {});
+  }
+
+  /** True from COMMIT on: who owns the guest is not this side's to say any more. */
+  get isDecided(): boolean {
+    const phase = this.#running === undefined ? undefined : this.#current?.phase;
+    return phase === "committing" || phase === "in-doubt" || phase === "completed" || phase === "given-up";
+  }
+
   /** True once COMMIT is out and unanswered: the guest stands still here. */
   get isInDoubt(): boolean {
     return this.#running !== undefined && this.#current?.phase === "in-doubt";
@@ -104,4 +210,29 @@ export class SourceAgent {
     if (this.#running !== undefined && this.#current !== undefined) return queryMigrate(this.#current, undefined, undefined);
     return this.#report?.["query-migrate"] ?? { status: "none" };
   }
+}
+
+/** The target never will run what it may have prepared. */
+const sourceOwnsAgain = ({ phase }: OutgoingMigration): boolean => phase === "failed" || phase === "cancelled";
+
+/** What the target's answer leaves to the operator. @throws {MigrationError} what has to be said first */
+function checkForce(
+  answer: OwnerAnswer | "unreachable",
+  { way, isOtherSideFenced, isRollbackAccepted }: SourceResolveRequest,
+  hasImage: boolean,
+  guest: string,
+): void {
+  const said = answer === "unreachable" ? "does not answer" : `says "${answer}"`;
+  if (way === "take-back" && !hasImage)
+    throw new MigrationError(
+      "ERR_UNRESOLVED",
+      `The image of guest ${guest} ended with an earlier process of this agent; the target ${said}`,
+    );
+  if (way === "take-back" && answer === "gone") {
+    // It ran there and ended with its process: nothing is left that could run twice, but what it did is lost.
+    if (!isRollbackAccepted)
+      throw new MigrationError("ERR_ROLLBACK", `Guest ${guest} ran at the target and ended there; what it did since is lost`);
+    return;
+  }
+  if (!isOtherSideFenced) throw new MigrationError("ERR_NOT_FENCED", `The target ${said}, so guest ${guest} may run there`);
 }

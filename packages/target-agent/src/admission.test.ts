@@ -8,7 +8,7 @@ import type { TestContext } from "node:test";
 import { GuestRegistry, Journal, MemoryService, NIC_BYTES, SegmentPool, VcpuThreads, WorkloadCatalogue } from "@precopy/guest";
 import { availableMemoryBytes } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
-import type { ErrorCode, Message } from "@precopy/protocol";
+import type { ErrorCode, Message, Ownership } from "@precopy/protocol";
 import { AgentPort, ChannelThreads, ControlChannel } from "@precopy/transport";
 import { checkAdmission } from "./admission.js";
 import { TargetAgent } from "./target-agent.js";
@@ -39,6 +39,8 @@ function offer(given: Partial<Admit> = {}, manifest: Partial<Manifest> = {}): Ad
     channels: 1,
     capabilities: ["lz4", "digest"],
     digest: true,
+    from: null,
+    arbiterEpoch: null,
     manifest: { id: "g1", memoryBytes: MEMORY_BYTES, vcpus: [vcpu(WHOLE)], devices: [], ...manifest },
     ...given,
   };
@@ -46,7 +48,7 @@ function offer(given: Partial<Admit> = {}, manifest: Partial<Manifest> = {}): Ad
 
 /** Each offer that must be refused, why, and what the refusal has to name. */
 const REFUSED: readonly (readonly [what: string, admit: Admit, code: ErrorCode, names: RegExp])[] = [
-  ["another protocol version", offer({ protocolVersion: PROTOCOL_VERSION + 1 }), "ERR_PROTOCOL_VERSION", /version 2, we speak 1/],
+  ["another protocol version", offer({ protocolVersion: PROTOCOL_VERSION + 1 }), "ERR_PROTOCOL_VERSION", /version 3, we speak 2/],
   ["an older protocol version", offer({ protocolVersion: 0 }), "ERR_PROTOCOL_VERSION", /version 0/],
   ["another page size", offer({ pageBytes: 65536 }), "ERR_PAGE_SIZE", /65536 B/],
   ["another byte order", offer({ endianness: endianness() === "LE" ? "BE" : "LE" }), "ERR_ENDIANNESS", /host is (LE|BE)/],
@@ -94,21 +96,28 @@ const REFUSED: readonly (readonly [what: string, admit: Admit, code: ErrorCode, 
 
 describe("checkAdmission", () => {
   it("admits what this release offers itself, with all capabilities and with none", () => {
-    checkAdmission(offer(), workloads);
-    checkAdmission(offer({ capabilities: [], digest: false }), workloads);
+    checkAdmission(offer(), workloads, false);
+    checkAdmission(offer({ capabilities: [], digest: false }), workloads, false);
     checkAdmission(
       offer({}, { vcpus: [vcpu({ start: 0, bytes: PAGE_BYTES }), vcpu({ start: PAGE_BYTES, bytes: MEMORY_BYTES - PAGE_BYTES })] }),
       workloads,
+      false,
     );
+  });
+
+  it("refuses a source that has an arbiter where this side has none, and the other way round: one of two would not ask it", () => {
+    assert.throws(() => checkAdmission(offer({ arbiterEpoch: 1 }), workloads, false), { code: "ERR_CAPABILITY", message: /--arbiter/ });
+    assert.throws(() => checkAdmission(offer(), workloads, true), { code: "ERR_CAPABILITY", message: /--arbiter/ });
+    checkAdmission(offer({ arbiterEpoch: 1 }), workloads, true);
   });
 
   for (const [what, admit, code, names] of REFUSED)
     it(`refuses ${what} with ${code}, and names it`, () =>
-      assert.throws(() => checkAdmission(admit, workloads), { name: "MigrationError", code, message: names }));
+      assert.throws(() => checkAdmission(admit, workloads, false), { name: "MigrationError", code, message: names }));
 
   it("says the version first: of a later release nothing else can be judged", () => {
     const strange = offer({ protocolVersion: 99, pageBytes: 1, capabilities: ["x"] }, { vcpus: [vcpu(WHOLE, { workload: "doom" })] });
-    assert.throws(() => checkAdmission(strange, workloads), { code: "ERR_PROTOCOL_VERSION" });
+    assert.throws(() => checkAdmission(strange, workloads, false), { code: "ERR_PROTOCOL_VERSION" });
   });
 });
 
@@ -146,7 +155,8 @@ async function listen(context: TestContext, memoryLimitBytes?: number): Promise<
   const openDevice = (): Promise<never> => Promise.reject(new MigrationError("ERR_DEVICE_UNAVAILABLE", "No switch here"));
   const onGuestFailure = (_: string, error: MigrationError): never => assert.fail(error);
   const guests = { segments, threads, memory, workloads, dirtyLog: "barrier" as const, onGuestFailure, openDevice };
-  const agent = new TargetAgent({ registry, guests, threads: channels, pump: "portable", release: "1.0.0" });
+  const ownership = (guest: string): Ownership => ({ guest, standing: "unknown", epoch: 0, at: null, peer: null });
+  const agent = new TargetAgent({ registry, guests, threads: channels, pump: "portable", release: "1.0.0", arbiter: undefined, ownership });
   const handlers = { onControl: (control: ControlChannel) => agent.onControl(control), onPageChannel: () => false };
   const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, handlers, "1.0.0");
   context.after(async () => {

@@ -24,7 +24,7 @@ export const CAPABILITIES: readonly string[] = ["lz4", "digest"];
  * @throws {MigrationError} ERR_PROTOCOL_VERSION, ERR_PAGE_SIZE, ERR_ENDIANNESS, ERR_CAPABILITY, ERR_WORKLOAD_UNKNOWN, ERR_WORKLOAD_DIFFERS,
  * ERR_BAD_MESSAGE for regions outside the guest's memory.
  */
-export function checkAdmission(admit: Message<"admit">, workloads: WorkloadCatalogue): void {
+export function checkAdmission(admit: Message<"admit">, workloads: WorkloadCatalogue, hasArbiter: boolean): void {
   const { manifest } = admit;
   if (admit.protocolVersion !== PROTOCOL_VERSION)
     throw new MigrationError("ERR_PROTOCOL_VERSION", `Source speaks version ${admit.protocolVersion}, we speak ${PROTOCOL_VERSION}`);
@@ -36,6 +36,11 @@ export function checkAdmission(admit: Message<"admit">, workloads: WorkloadCatal
     throw new MigrationError("ERR_ENDIANNESS", `Source is ${admit.endianness}, this host is ${endianness()}`);
   const unknown = admit.capabilities.filter((name) => !CAPABILITIES.includes(name));
   if (unknown.length > 0) throw new MigrationError("ERR_CAPABILITY", `Unknown here: ${unknown.join(", ")}`);
+  if ((admit.arbiterEpoch !== null) !== hasArbiter)
+    throw new MigrationError(
+      "ERR_CAPABILITY",
+      `The source has ${hasArbiter ? "no" : "an"} arbiter, and this agent ${hasArbiter ? "one" : "none"}: give both --arbiter, or neither`,
+    );
   for (const { workload, sha256 } of manifest.vcpus) workloads.find(workload, sha256);
   checkRegions(manifest);
 }

@@ -1,8 +1,8 @@
 import { Guest, joinDigests } from "@precopy/guest";
-import type { GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
-import { MigrationError, enterTarget } from "@precopy/protocol";
-import type { Message, TargetPhase, TargetState } from "@precopy/protocol";
-import { PageChannel, SWITCHING } from "@precopy/transport";
+import type { Arbiter, GuestHost, GuestRegistry, GuestState, Reservation } from "@precopy/guest";
+import { MigrationError, RECEIVING_GRACE_MS, admitted, formatAddress, parseAddress, stepTarget } from "@precopy/protocol";
+import type { HandoverEffect, Message, Ownership, TargetEvent, TargetPhase, TargetState } from "@precopy/protocol";
+import { LaneTable, PageReceiver } from "@precopy/transport";
 import type { ChannelName, ChannelSocket, ChannelThreads, ControlChannel, PumpKind } from "@precopy/transport";
 
 export interface TargetAgentOptions {
@@ -13,24 +13,24 @@ export interface TargetAgentOptions {
   readonly pump: PumpKind;
   /** Reported to the peer and in the log. */
   readonly release: string;
+  /** And the name under which this agent owns guests there; undefined: the two sides decide alone. */
+  readonly arbiter: { readonly arbiter: Arbiter; readonly owner: string } | undefined;
+  /** What this agent knows of a guest, for whoever asks. */
+  ownership(guest: string): Ownership;
+  /** A guest is on its way here, whatever an older attempt left. */
+  onAdmitted?(guest: string): void;
   onPhase?(guestId: string, epoch: number, phase: TargetPhase, cause: MigrationError | undefined): void;
-  /** For tests that need a peer to stand still in one state; awaited after the state was entered. */
-  holdAt?(point: string): Promise<void>;
+  /** For tests that need a peer to stand still, or to die, in one state; awaited after the state was entered. */
+  reach?(point: string): Promise<void>;
 }
 
 /** How much later than it happened a phase is told. */
 const TELL_MS = 10;
 
-/** What one page channel has delivered. */
-interface Delivered {
-  readonly round: number;
-  readonly packets: number;
-  readonly digest: bigint | undefined;
-}
-
 /**
  * One hand-over at the target: receives pages, verifies, and runs the guest when COMMIT says so and at no other time. A lost control
- * channel discards it while it is receiving, and changes nothing once it is prepared: then only the source, or an operator here, decides.
+ * channel discards it while it is receiving, after a grace period, and changes nothing once it is prepared: then only the source, or an
+ * operator here, decides.
  */
 export class IncomingMigration {
   readonly guest: Guest;
@@ -38,13 +38,14 @@ export class IncomingMigration {
   readonly #options: TargetAgentOptions;
   readonly #admit: Message<"admit">;
   readonly #reservation: Reservation;
-  /** Being opened or open; a channel opens once. */
-  readonly #channels = new Map<number, Promise<PageChannel | undefined>>();
-  readonly #delivered = new Map<number, Delivered>();
-  readonly #hashes: HashTable | undefined;
+  readonly #pages: PageReceiver;
+  /** Where the source says that it can be asked; undefined if it cannot. */
+  readonly #peer: string | undefined;
   #control: ControlChannel;
   #state: TargetState;
   #guestClockMs = 0;
+  #preparedAt: number | undefined;
+  #grace: NodeJS.Timeout | undefined;
   #onDelivered: () => void = () => {};
   #resumeMs = 0;
   #discarding: Promise<void> = Promise.resolve();
@@ -61,12 +62,27 @@ export class IncomingMigration {
     this.#admit = admit;
     this.#reservation = reservation;
     this.#options = options;
-    this.#state = { phase: "receiving", epoch: admit.epoch };
-    this.#hashes = admit.digest ? guest.freshHashTable() : undefined;
+    this.#state = admitted(admit.epoch);
+    this.#pages = new PageReceiver({
+      lanes: LaneTable.allocate(admit.channels),
+      threads: options.threads,
+      pump: options.pump,
+      memory: guest.memory.share(),
+      hashes: admit.digest ? guest.freshHashTable() : undefined,
+      populated: guest.populatedWords,
+    });
+    this.#pages.onDelivered = ({ channel, generation, round, packets }) => {
+      this.#control.send({ type: "flushed", channel, generation, round, packets });
+      this.#onDelivered();
+    };
+    // The source makes it again if it can; what arrived stays.
+    this.#pages.onLost = ({ channel, generation }, { code, message }) =>
+      this.#control.send({ type: "lost", channel, generation, code, message: message.slice(0, 1000) });
+    this.#peer = admit.from === null ? undefined : reachableFrom(admit.from, control.remoteHost);
     this.#control = control;
     this.join(control);
     guest.onFailure = (error) => {
-      if (this.#state.phase === "receiving" || this.#state.phase === "prepared") this.#discardAndForget(error);
+      if (this.isUndecided) this.#discardAndForget(error);
     };
     guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs });
   }
@@ -88,85 +104,75 @@ export class IncomingMigration {
     return this.#state;
   }
 
-  /** Takes a control channel as the one to the source: at admission, or when the source came back in doubt. */
+  /** Unlike the state's it stays what it was when an operator claims the copy. */
+  get attemptEpoch(): number {
+    return this.#admit.epoch;
+  }
+
+  /** It may still go either way. */
+  get isUndecided(): boolean {
+    return this.#state.phase === "receiving" || this.#state.phase === "prepared";
+  }
+
+  get peer(): string | undefined {
+    return this.#peer;
+  }
+
+  /** When the copy was complete, ms since 1970 on this host's clock. */
+  get preparedAt(): number | undefined {
+    return this.#preparedAt;
+  }
+
+  /** Takes a control channel as the one to the source: at admission, or when the source came back. */
   join(control: ControlChannel): void {
+    clearTimeout(this.#grace);
     this.#control = control;
     control.onClose = (reason) => {
-      if (this.#state.phase === "receiving") this.#discardAndForget(reason);
+      if (this.#state.phase !== "receiving" || control !== this.#control) return;
+      this.#grace = setTimeout(() => this.#discardAndForget(reason, "silence"), RECEIVING_GRACE_MS);
     };
   }
 
-  openChannel({ channel, generation }: ChannelName, socket: ChannelSocket): boolean {
-    if (this.#state.phase !== "receiving" || generation !== 1 || channel >= this.#admit.channels || this.#channels.has(channel))
-      return false;
-    const { memory } = this.guest;
-    const opening = PageChannel.open(socket, this.#options.threads, {
-      type: "receive",
-      pump: this.#options.pump,
-      channel,
-      channels: this.#admit.channels,
-      memory: memory.share(),
-      hashes: this.#hashes,
-      populated: this.guest.populatedWords,
-      answer: SWITCHING,
-    });
-    this.#channels.set(
-      channel,
-      opening.then(
-        (opened) => this.#attach(channel, opened),
-        (error: unknown) => {
-          this.#discardAndForget(MigrationError.from(error));
-          return undefined;
-        },
-      ),
-    );
-    return true;
+  /** The source joins again: what it may have missed. */
+  get flushed(): Message<"rejoined">["flushed"] {
+    return [...this.#pages.delivered];
   }
 
-  #attach(channel: number, opened: PageChannel): PageChannel {
-    opened.onFlushed = ({ round, packets, digest }) => {
-      this.#delivered.set(channel, { round, packets, digest });
-      this.#control.send({ type: "flushed", channel, round, packets });
-      this.#onDelivered();
-    };
-    opened.onFailure = (error) => {
-      if (this.#state.phase === "receiving") this.#discardAndForget(error);
-    };
-    return opened;
+  openChannel(name: ChannelName, socket: ChannelSocket): boolean {
+    return this.#state.phase === "receiving" && this.#pages.accept(name, socket);
+  }
+
+  /** The channel of a lane cannot be made again: another one carries it from where it stands. @throws {MigrationError} ERR_BAD_MESSAGE */
+  async carry({ lane, channel }: Message<"carry">): Promise<void> {
+    if (this.#state.phase !== "receiving") throw new MigrationError("ERR_BAD_MESSAGE", `carry; we are ${this.#state.phase}`);
+    this.#control.send({ type: "carried", lane, stored: await this.#pages.carry(lane, channel) });
   }
 
   /** STATE: everything was sent. Verifies that it is all here and equal, then answers PREPARED. @throws {MigrationError} ERR_DIGEST_MISMATCH, ... */
   async prepare(state: Message<"state">): Promise<void> {
     const started = performance.now();
-    const { epoch } = this.#state;
-    if (this.#state.phase !== "receiving" || state.epoch !== epoch || state.packets.length !== this.#admit.channels)
-      throw new MigrationError(
-        "ERR_BAD_MESSAGE",
-        `STATE at epoch ${state.epoch} for ${state.packets.length} channels; we are ${this.#state.phase} at ${epoch}`,
-      );
-    await this.#allDelivered(state); // a program may look at its memory while it loads
+    const { epoch, phase } = this.#state;
+    if (phase !== "receiving" || state.epoch !== epoch)
+      throw new MigrationError("ERR_BAD_MESSAGE", `STATE at epoch ${state.epoch}; we are ${phase} at ${epoch}`);
+    await this.#allDelivered(state.round); // a program may look at its memory while it loads
     await this.guest.load(toGuestState(state));
-    const shares = [...this.#delivered.values()].map(({ digest }) => digest ?? 0n);
-    const digest = this.#hashes === undefined ? null : joinDigests(shares);
+    const sum = this.#pages.digest;
+    const digest = sum === undefined ? null : joinDigests([sum]);
     if (digest !== state.digest)
       throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(digest)} here, ${String(state.digest)} at the source`);
+    if (this.#state.phase !== "receiving") return; // discarded meanwhile
     this.#guestClockMs = state.clockMs;
-    this.#enter(enterTarget(this.#state, { phase: "prepared", epoch, digest }));
-    this.#options.registry.journal.record(this.guest.manifest.id, epoch, "prepared");
-    await this.#options.holdAt?.("target.prepared");
+    this.#preparedAt = Date.now();
+    this.#step("verified");
+    await this.#options.reach?.("target.prepared");
     this.#control.send({ type: "prepared", epoch, digest, verifyMs: performance.now() - started });
   }
 
-  #allDelivered({ packets, round }: Message<"state">): Promise<void> {
-    const isThere = (): boolean =>
-      packets.every((sent, channel) => {
-        const delivered = this.#delivered.get(channel);
-        return delivered !== undefined && delivered.round === round && delivered.packets === sent;
-      });
-    // Nothing to time out here: a source that stays silent closes the control channel, and its own clock ends the pause.
+  /** Nothing to time out here: a source that stays silent closes the control channel, and its own clock ends the pause. */
+  #allDelivered(round: number): Promise<void> {
     return new Promise((resolve) => {
       this.#onDelivered = () => {
-        if (isThere()) resolve();
+        if (this.#pages.hasDelivered(round)) resolve();
       };
       this.#onDelivered();
     });
@@ -174,64 +180,129 @@ export class IncomingMigration {
 
   /** COMMIT: the guest is ours. Idempotent: a repeated COMMIT is answered again. */
   async commit({ epoch, elapsedMs }: Message<"commit">): Promise<void> {
-    if (this.#state.phase === "active" && epoch === this.#state.epoch) return this.#answerActive();
-    if (this.#state.phase !== "prepared" || epoch !== this.#state.epoch)
+    if (epoch !== this.#admit.epoch || this.#state.phase === "receiving" || this.#state.phase === "discarded")
       throw new MigrationError("ERR_BAD_MESSAGE", `COMMIT at epoch ${epoch}; we are ${this.#state.phase} at ${this.#state.epoch}`);
+    if (this.#state.phase !== "prepared") return this.#carryOut(this.#step("commit"));
     const started = performance.now();
-    await this.#options.holdAt?.("target.commit");
-    const { registry } = this.#options;
-    const active = enterTarget(this.#state, { phase: "active", epoch }); // throws if it was discarded meanwhile, before anything is journalled
-    registry.journal.record(this.guest.manifest.id, epoch, "owner");
-    this.#enter(active);
-    this.#reservation.keep(this.guest);
+    await this.#options.reach?.("target.commit");
+    if (!(await this.#mayOwn(this.#admit.arbiterEpoch, epoch)))
+      return this.discard(new MigrationError("ERR_OWNED_ELSEWHERE", "The arbiter has given the guest to somebody else"), "outvoted");
+    if (this.#state.phase !== "prepared") return; // discarded meanwhile, before anything was journalled
+    const effects = this.#step("commit");
+    await this.#options.reach?.("target.owner");
     // The guest's clock goes on: the pause so far on the source's clock, the way here, and what we spent. Durations only.
     this.guest.clock.set(this.#guestClockMs + elapsedMs + (this.#control.rttMs ?? 0) / 2 + performance.now() - started);
-    await this.guest.run(epoch, true);
-    this.#resumeMs = performance.now() - started;
-    this.#answerActive();
-    await this.#endChannels();
-    await registry.journal.sync(this.guest.manifest.id);
+    await this.#carryOut(effects, started);
+    await this.#options.reach?.("target.answered");
+    await this.#settle();
   }
 
-  #answerActive(): void {
-    this.#control.send({ type: "active", epoch: this.#state.epoch, resumeMs: this.#resumeMs });
+  /** An operator runs the copy, one epoch above the attempt's. @throws {MigrationError} ERR_OWNED_ELSEWHERE by the arbiter's word */
+  async claim(): Promise<void> {
+    const { epoch } = this.#admit;
+    if (!(await this.#mayOwn(this.#admit.arbiterEpoch, epoch + 1)))
+      throw new MigrationError("ERR_OWNED_ELSEWHERE", "By the arbiter's book somebody else owns the guest");
+    const effects = this.#step("claim");
+    this.guest.clock.set(this.#guestClockMs);
+    await this.#carryOut(effects);
+    await this.#settle();
+  }
+
+  /** With an arbiter the guest is ours only if nobody else got it first. */
+  async #mayOwn(epochBefore: number | null, epoch: number): Promise<boolean> {
+    const { arbiter } = this.#options;
+    if (arbiter === undefined || epochBefore === null) return true;
+    const { isSwapped, record } = await arbiter.arbiter.compareAndSwap(this.guest.manifest.id, epochBefore, {
+      owner: arbiter.owner,
+      epoch,
+    });
+    return isSwapped || (record?.owner === arbiter.owner && record.epoch === epoch);
   }
 
   /** This epoch never runs here; final. Resolves when everything is free again, for a second caller too. Nothing happens once it is active. */
-  discard(cause: MigrationError): Promise<void> {
-    if (this.#state.phase === "receiving" || this.#state.phase === "prepared") this.#discarding = this.#discard(cause);
+  discard(cause: MigrationError, event: TargetEvent = "fail"): Promise<void> {
+    if (this.isUndecided) this.#discarding = this.#carryOut(this.#step(event, cause), 0, cause);
     return this.#discarding;
   }
 
-  async #discard(cause: MigrationError): Promise<void> {
-    const { id } = this.guest.manifest;
-    const wasPrepared = this.#state.phase === "prepared";
-    this.#enter(enterTarget(this.#state, { phase: "discarded", epoch: this.#state.epoch, cause }), cause);
-    // An error of ours is the peer's to know; one that came from it, or a closed channel, it knows.
-    this.#control.send({ type: "failed", code: cause.code, message: cause.message.slice(0, 1000) });
-    try {
-      if (wasPrepared) this.#options.registry.journal.record(id, this.#state.epoch, "refused");
-      await this.#endChannels();
-      await this.guest.destroy();
-    } finally {
-      this.#reservation.release();
-    }
-  }
-
-  #discardAndForget(cause: MigrationError): void {
-    this.discard(cause).catch((error: unknown) =>
+  #discardAndForget(cause: MigrationError, event: TargetEvent = "fail"): void {
+    this.discard(cause, event).catch((error: unknown) =>
       this.#options.onPhase?.(this.guest.manifest.id, this.#state.epoch, "discarded", MigrationError.from(error)),
     );
   }
 
-  async #endChannels(): Promise<void> {
-    await Promise.all([...this.#channels.values()].map(async (channel) => (await channel)?.end()));
-  }
-
-  #enter(state: TargetState, cause?: MigrationError): void {
+  /** Writes the decision down first; what the step asks for is the caller's to carry out. */
+  #step(event: TargetEvent, cause?: MigrationError): readonly HandoverEffect[] {
+    const { state, decide, effects } = stepTarget(this.#state, event);
+    if (decide !== undefined) this.#record(decide, state.epoch);
+    const isNew = state.phase !== this.#state.phase;
     this.#state = state;
+    if (!isNew) return effects;
+    clearTimeout(this.#grace);
     // Not in this turn: the guest stands still, and whoever writes a log takes time.
     setTimeout(() => this.#options.onPhase?.(this.guest.manifest.id, state.epoch, state.phase, cause), TELL_MS);
+    if (state.phase !== "prepared") void this.#options.reach?.(`target.${state.phase}`);
+    return effects;
+  }
+
+  #record(decision: Parameters<GuestRegistry["journal"]["record"]>[2], epoch: number): void {
+    const attempt = { peer: this.#peer ?? "", session: this.session };
+    this.#options.registry.journal.record(this.guest.manifest.id, epoch, decision, attempt);
+  }
+
+  /** In order; one that fails does not keep the others from being done. @throws {MigrationError} the first failure, at the end */
+  async #carryOut(effects: readonly HandoverEffect[], startedMs = performance.now(), cause?: MigrationError): Promise<void> {
+    const failures: unknown[] = [];
+    for (const effect of effects) {
+      try {
+        await this.#perform(effect, startedMs, cause);
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+  }
+
+  async #perform(effect: HandoverEffect, startedMs: number, cause: MigrationError | undefined): Promise<void> {
+    switch (effect.effect) {
+      case "journal":
+        return this.#record(effect.decision, effect.epoch);
+      case "run":
+        this.#reservation.keep(this.guest);
+        await this.guest.run(effect.epoch, true);
+        this.#resumeMs = performance.now() - startedMs;
+        return;
+      case "free":
+        try {
+          await this.#pages.end();
+          await this.guest.destroy();
+        } finally {
+          this.#reservation.release();
+        }
+        return;
+      case "send":
+        if (effect.message === "active") this.#control.send({ type: "active", epoch: this.#admit.epoch, resumeMs: this.#resumeMs });
+        // An error of ours is the peer's to know; one that came from it, or a closed channel, it knows.
+        if (effect.message === "failed" && cause !== undefined)
+          this.#control.send({ type: "failed", code: cause.code, message: cause.message.slice(0, 1000) });
+    }
+  }
+
+  /** After the guest runs, and outside the pause. */
+  async #settle(): Promise<void> {
+    await this.#pages.end();
+    await this.#options.registry.journal.sync(this.guest.manifest.id);
+  }
+}
+
+/** A source that listens on every address of its host is reached at the one that it came from. */
+function reachableFrom(said: string, cameFrom: string | undefined): string | undefined {
+  try {
+    const address = parseAddress(said);
+    const isAny = address.host === "0.0.0.0" || address.host === "::";
+    return isAny && cameFrom !== undefined ? formatAddress({ ...address, host: cameFrom }) : formatAddress(address);
+  } catch {
+    return undefined; // informative only
   }
 }
 

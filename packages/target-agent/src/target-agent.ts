@@ -1,5 +1,6 @@
-import { HANDSHAKE_TIMEOUT_MS, MigrationError } from "@precopy/protocol";
-import type { ControlMessage, Message } from "@precopy/protocol";
+import { isLeaseOver } from "@precopy/guest";
+import { HANDSHAKE_TIMEOUT_MS, MigrationError, ownerAnswer } from "@precopy/protocol";
+import type { ControlMessage, Message, OwnerAnswer, Ownership } from "@precopy/protocol";
 import { peerError } from "@precopy/transport";
 import type { ChannelName, ChannelSocket, ControlChannel } from "@precopy/transport";
 import { checkAdmission } from "./admission.js";
@@ -9,14 +10,25 @@ import type { TargetAgentOptions } from "./incoming-migration.js";
 /** Messages of one peer that wait for the one before; a source of ours sends the next when it has the answer. */
 const MESSAGES_WAITING_MAX = 16;
 
+/** An operator's word on a copy that waits for COMMIT here. */
+export interface TargetResolveRequest {
+  readonly way: "take-back" | "give-up";
+  readonly isOtherSideFenced: boolean;
+  readonly isRollbackAccepted: boolean;
+}
+export interface TargetResolution {
+  readonly outcome: "claimed" | "discarded";
+  readonly epoch: number;
+  /** When the copy that runs now was complete, ms since 1970. */
+  readonly copyAt: number | undefined;
+}
+
 /** The role that receives a guest: admits, receives, verifies, and runs it on COMMIT. */
 export class TargetAgent {
   readonly #options: TargetAgentOptions;
   #incoming: IncomingMigration | undefined;
   /** The channel that speaks for it. */
   #control: ControlChannel | undefined;
-  /** Highest epoch that ran in this process, by guest: what a source in doubt has to be told. */
-  readonly #ranHere = new Map<string, number>();
   #isAdmitting = false;
   #isClosing = false;
 
@@ -52,19 +64,46 @@ export class TargetAgent {
 
   /** True while a guest is on its way here. */
   get isReceiving(): boolean {
-    const phase = this.#incoming?.state.phase;
-    return this.#isAdmitting || phase === "receiving" || phase === "prepared";
+    return this.#isAdmitting || this.#incoming?.isUndecided === true;
   }
 
   /** The operator's word: what is on its way, or waits here for COMMIT, is discarded for good. @throws {MigrationError} ERR_NO_MIGRATION */
   async cancel(): Promise<void> {
     if (this.#incoming === undefined || !this.isReceiving) throw new MigrationError("ERR_NO_MIGRATION", "No guest is on its way here");
-    await this.#incoming.discard(new MigrationError("ERR_CANCELLED", "Cancelled by the operator of the target"));
+    await this.#incoming.discard(new MigrationError("ERR_CANCELLED", "Cancelled by the operator of the target"), "cancel");
+  }
+
+  /**
+   * Ends the wait of a prepared copy by the operator's word: it is discarded, or runs here, one epoch above the attempt's.
+   * @param source what the other side says of the guest; undefined if it cannot be asked.
+   * @throws {MigrationError} ERR_NOTHING_TO_RESOLVE, ERR_OWNED_ELSEWHERE, ERR_NOT_FENCED, ERR_ROLLBACK
+   */
+  async resolve(guest: string, request: TargetResolveRequest, source: Ownership | undefined): Promise<TargetResolution> {
+    const incoming = this.#incoming;
+    if (incoming?.state.phase !== "prepared" || incoming.guest.manifest.id !== guest)
+      throw new MigrationError("ERR_NOTHING_TO_RESOLVE", `No copy of guest ${guest} waits here`);
+    const { epoch } = incoming.state;
+    // A source whose lease is over has stopped the guest by itself: nobody has to fence it.
+    const isOtherSideFenced = request.isOtherSideFenced || (await this.#isReleased(guest));
+    if (request.way === "give-up") {
+      checkGiveUp(guest, { ...request, isOtherSideFenced }, source);
+      await incoming.discard(new MigrationError("ERR_CANCELLED", "Given up by the operator of the target"), "cancel");
+      return { outcome: "discarded", epoch, copyAt: undefined };
+    }
+    checkClaim(guest, { ...request, isOtherSideFenced }, source, incoming.preparedAt);
+    await incoming.claim();
+    return { outcome: "claimed", epoch: incoming.state.epoch, copyAt: incoming.preparedAt };
+  }
+
+  /** True if nobody owns the guest by the arbiter's book. */
+  async #isReleased(guest: string): Promise<boolean> {
+    const record = await this.#options.arbiter?.arbiter.read(guest);
+    return record !== undefined && isLeaseOver(record, Date.now());
   }
 
   async close(): Promise<void> {
     this.#isClosing = true;
-    await this.#incoming?.discard(new MigrationError("ERR_SHUTTING_DOWN", "The target agent is shutting down"));
+    await this.#incoming?.discard(new MigrationError("ERR_SHUTTING_DOWN", "The target agent is shutting down"), "cancel");
   }
 
   #refuse(control: ControlChannel, error: MigrationError): void {
@@ -80,16 +119,21 @@ export class TargetAgent {
         return this.#admit(message, control);
       case "ask":
         return this.#answer(message, control);
-      case "state":
-        return this.#own(control).prepare(message);
-      case "commit": {
-        const incoming = this.#own(control);
-        await incoming.commit(message);
-        this.#ranHere.set(incoming.guest.manifest.id, message.epoch);
+      case "rejoin":
+        return this.#rejoin(message, control);
+      case "who-owns":
+        return control.send({ type: "ownership", ...this.#options.ownership(message.guest) });
+      case "carry":
+        return this.#own(control).carry(message);
+      case "state": // pages may still be on their way, on channels that have to be made again: nobody waits behind this
+        this.#own(control)
+          .prepare(message)
+          .catch((error: unknown) => this.#refuse(control, MigrationError.from(error)));
         return;
-      }
+      case "commit":
+        return this.#own(control).commit(message);
       case "abort":
-        return this.#own(control).discard(peerError(message));
+        return this.#own(control).discard(peerError(message), "abort");
       default:
         throw new MigrationError("ERR_BAD_MESSAGE", `A source does not send ${message.type}`);
     }
@@ -106,7 +150,7 @@ export class TargetAgent {
     const { guests, release, pump } = this.#options;
     try {
       if (this.#isClosing) throw new MigrationError("ERR_SHUTTING_DOWN", "This agent is shutting down");
-      checkAdmission(admit, guests.workloads);
+      checkAdmission(admit, guests.workloads, this.#options.arbiter !== undefined);
       await this.#supersede(admit);
       // Between reserve and create there is an await: only one admission at a time.
       if (this.#isAdmitting) throw new MigrationError("ERR_AGENT_FULL", "Another guest is being admitted");
@@ -118,6 +162,8 @@ export class TargetAgent {
         this.#isAdmitting = false;
       }
       this.#options.onPhase?.(admit.manifest.id, admit.epoch, "receiving", undefined);
+      this.#options.onAdmitted?.(admit.manifest.id);
+      await this.#options.reach?.("target.receiving");
       if (control.closed !== undefined) return await this.#incoming.discard(control.closed); // it left while we prepared
       const hopStarted = performance.now();
       await guests.memory.stop(); // a no-op there and back: what a thread hop costs on this host now
@@ -134,27 +180,83 @@ export class TargetAgent {
   async #supersede({ manifest, epoch }: Message<"admit">): Promise<void> {
     const older = this.#incoming;
     if (older === undefined || older.guest.manifest.id !== manifest.id || older.state.epoch >= epoch) return;
-    await older.discard(new MigrationError("ERR_EPOCH", `Offered again at epoch ${epoch}`)); // waits for one that is ending already
+    await older.discard(new MigrationError("ERR_EPOCH", `Offered again at epoch ${epoch}`), "superseded"); // waits for one that is ending already
+  }
+
+  /** The source's link broke while the guest ran there: it goes on with what is here. */
+  #rejoin({ guest, epoch, session }: Message<"rejoin">, control: ControlChannel): void {
+    const incoming = this.#incoming;
+    if (incoming?.state.phase !== "receiving" || !isOf(incoming, guest, epoch, session)) {
+      const error = new MigrationError("ERR_NO_MIGRATION", `Guest ${guest} is not on its way here at epoch ${epoch}`);
+      control.send({ type: "refused", code: error.code, message: error.message });
+      return;
+    }
+    this.#control = control;
+    control.send({ type: "rejoined", epoch, flushed: incoming.flushed });
+    incoming.join(control);
   }
 
   /** A source in doubt asks who owns the guest at an epoch. `unknown` is not a refusal: it says that we cannot tell. */
   #answer({ guest, epoch, session }: Message<"ask">, control: ControlChannel): void {
     const incoming = this.#incoming;
-    if (incoming !== undefined && incoming.guest.manifest.id === guest && incoming.state.epoch === epoch && incoming.session === session) {
-      if (incoming.state.phase === "prepared") {
+    if (incoming !== undefined && isOf(incoming, guest, epoch, session)) {
+      if (incoming.isUndecided) {
         incoming.join(control);
         this.#control = control;
       }
-      control.send({ type: "owner", epoch, phase: incoming.state.phase });
+      control.send({ type: "owner", epoch, phase: ownerAnswer(incoming.state) });
       return;
     }
-    const entries = this.#options.registry.journal.read(guest).filter((entry) => entry.epoch === epoch);
-    const phase =
-      (this.#ranHere.get(guest) ?? 0) >= epoch
-        ? "active"
-        : entries.some(({ decision }) => decision === "refused")
-          ? "discarded"
-          : "unknown";
-    control.send({ type: "owner", epoch, phase });
+    control.send({ type: "owner", epoch, phase: this.#remember(guest, epoch, session) });
   }
+
+  /** What the journal says of an attempt that is not in this agent's memory. */
+  #remember(guest: string, epoch: number, session: string): OwnerAnswer {
+    const { journal } = this.#options.registry;
+    const entries = journal.read(guest);
+    const ours = entries.filter((entry) => entry.session === session || (entry.epoch === epoch && entry.session === undefined));
+    if (ours.some(({ decision }) => decision === "owner" || decision === "claimed")) {
+      // It ran here. Since then it is here, or was moved on; else it ended with its process.
+      const isHere = this.#options.registry.guest?.manifest.id === guest;
+      const movedOn = entries.some((entry) => entry.epoch > epoch && entry.decision === "completed");
+      return isHere || movedOn ? "active" : "gone";
+    }
+    return ours.some(({ decision }) => decision === "refused") ? "discarded" : "unknown";
+  }
+}
+
+const isOf = (incoming: IncomingMigration, guest: string, epoch: number, session: string): boolean =>
+  incoming.guest.manifest.id === guest && incoming.session === session && incoming.attemptEpoch === epoch;
+
+/** A copy may run only if nothing else of this guest can. @throws {MigrationError} */
+function checkClaim(
+  guest: string,
+  { isOtherSideFenced, isRollbackAccepted }: TargetResolveRequest,
+  source: Ownership | undefined,
+  preparedAt: number | undefined,
+): void {
+  if (source?.standing === "owner")
+    throw new MigrationError("ERR_OWNED_ELSEWHERE", `Guest ${guest} runs at ${String(source.peer ?? "its source")}`);
+  // Its process ended as the owner, or with COMMIT decided and undelivered: then the source's agent delivers it by itself, and nothing is lost.
+  const isGone = source?.standing === "gone" || source?.standing === "given-up";
+  if (!isGone && !isOtherSideFenced)
+    throw new MigrationError(
+      "ERR_NOT_FENCED",
+      `The source ${source === undefined ? "does not answer" : `says "${source.standing}"`}, so guest ${guest} may run there`,
+    );
+  if (!isRollbackAccepted)
+    throw new MigrationError(
+      "ERR_ROLLBACK",
+      `The copy is of ${new Date(preparedAt ?? 0).toISOString()}; what guest ${guest} did at the source since then is lost`,
+    );
+}
+
+/** Discarding a copy is safe for whoever else has the guest, and final if nobody has. @throws {MigrationError} */
+function checkGiveUp(guest: string, { isOtherSideFenced }: TargetResolveRequest, source: Ownership | undefined): void {
+  const hasIt = source?.standing === "owner" || source?.standing === "given-up" || source?.standing === "gone";
+  if (hasIt || isOtherSideFenced) return;
+  throw new MigrationError(
+    "ERR_NOT_FENCED",
+    `The source ${source === undefined ? "does not answer" : `says "${source.standing}"`}: this may be the last copy of guest ${guest}, and COMMIT on its way`,
+  );
 }

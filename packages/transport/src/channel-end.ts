@@ -2,9 +2,11 @@ import { Socket } from "node:net";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
 import type { HashTable, SharedMemory } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
-import type { ErrorCode } from "@precopy/protocol";
+import type { ErrorCode, PacketHeader } from "@precopy/protocol";
+import { LaneTable } from "./lane-table.js";
+import type { SharedLanes } from "./lane-table.js";
 import { PagePacker } from "./page-packer.js";
-import type { RoundSent } from "./page-packer.js";
+import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
 import { ChannelStopped, PageStore } from "./page-store.js";
 import { DirectSendPump, receiveDirect } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
@@ -13,7 +15,9 @@ import type { PumpKind, SendPump } from "./pump.js";
 /** What both ends of a channel know. */
 export interface ChannelSetup {
   readonly channel: number;
-  readonly channels: number;
+  /** From 1; each life of a channel has a later one. */
+  readonly generation: number;
+  readonly lanes: SharedLanes;
   readonly pump: PumpKind;
   /** Undefined where the socket itself is handed over, on the main thread. */
   readonly fd: number | undefined;
@@ -26,22 +30,41 @@ export interface ChannelSetup {
 export type ToChannel =
   | ({ readonly type: "send"; readonly compression: "none" | "lz4" } & ChannelSetup)
   | ({ readonly type: "receive"; readonly answer: Uint8Array; readonly populated: Uint32Array } & ChannelSetup)
-  | { readonly type: "round"; readonly round: number; readonly words: Uint32Array; readonly pacing: number }
+  | {
+      readonly type: "round";
+      readonly round: number;
+      readonly words: Uint32Array;
+      readonly pacing: number;
+      readonly from: readonly LaneStart[];
+    }
   | { readonly type: "end" };
 export type FromChannel =
   /** Once, when the thread has loaded its modules. */
   | { readonly type: "up" }
   | { readonly type: "ready"; readonly congestionControl: string | undefined }
   | ({ readonly type: "sent"; readonly round: number } & RoundSent)
-  /** packets: received since the channel began, this FLUSH included. */
-  | { readonly type: "flushed"; readonly round: number; readonly packets: number; readonly digest: bigint | undefined }
-  /** The last message: nothing here touches guest memory or the socket any more. */
-  | { readonly type: "ended"; readonly code: ErrorCode | undefined; readonly message: string };
+  /** lanes: bits of those whose round has ended. packets: received since this generation of the channel began, this FLUSH included. */
+  | {
+      readonly type: "flushed";
+      readonly round: number;
+      readonly lanes: number;
+      readonly packets: number;
+      readonly digest: bigint | undefined;
+    }
+  | ({ readonly type: "ended"; readonly code: ErrorCode | undefined; readonly message: string } & ChannelRemains);
+/** What a channel leaves behind. The last message of its end: nothing there touches guest memory or the socket any more. */
+export interface ChannelRemains {
+  /** This end's final share of the image digest; undefined without hashes, and if the thread crashed. */
+  readonly digest: bigint | undefined;
+  /** Of a sender that began a round. */
+  readonly position: SendPosition | undefined;
+}
 
 /** One end of a page channel, on whichever thread it lives. Takes messages, and answers through `reply`. */
 export class ChannelEnd {
   readonly #reply: (message: FromChannel) => void;
   readonly #socket: Socket | undefined;
+  #hashes: PageHashes | undefined;
   #sender: { readonly packer: PagePacker; readonly pump: SendPump; readonly pages: number } | undefined;
   #busy: Promise<void> = Promise.resolve();
   #isEnded = false;
@@ -65,8 +88,14 @@ export class ChannelEnd {
     else if (this.#sender !== undefined) {
       const { packer, pump, pages } = this.#sender;
       pump.setPacing(message.pacing);
-      this.#reply({ type: "sent", round: message.round, ...(await packer.sendRound(message.round, new Bitmap(pages, message.words))) });
+      const { round, words, from } = message;
+      this.#reply({ type: "sent", round, ...(await packer.sendRound(round, new Bitmap(pages, words), from)) });
     }
+  }
+
+  /** When the round under way, if there is one, has noticed as well. */
+  #endInTurn(failure: MigrationError): void {
+    this.#busy = this.#busy.then(() => this.#end(failure));
   }
 
   #startSending(setup: ToChannel & { type: "send" }): void {
@@ -75,9 +104,9 @@ export class ChannelEnd {
     const pump =
       setup.pump === "direct" && setup.fd !== undefined
         ? new DirectSendPump(setup.fd, memory, mayGoOn)
-        : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn);
-    const { channel, channels, compression, hashes } = setup;
-    const source = { memory, hashes: hashes === undefined ? undefined : new PageHashes(memory, hashes), channel, channels, compression };
+        : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
+    this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
+    const source = { memory, hashes: this.#hashes, lanes: new LaneTable(setup.lanes).lanes, compression: setup.compression };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
     this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }
@@ -85,10 +114,11 @@ export class ChannelEnd {
   async #receive(setup: ToChannel & { type: "receive" }): Promise<void> {
     const memory = new GuestMemory(setup.memory);
     const hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
-    const { channel, channels } = setup;
-    const store = new PageStore({ memory, hashes, channel, channels, populated: new Bitmap(memory.pages, setup.populated) });
-    const onFlush = ({ round, sequence }: { round: number; sequence: number }): void =>
-      this.#reply({ type: "flushed", round, packets: sequence + 1, digest: hashes?.digest() });
+    this.#hashes = hashes;
+    const lanes = new LaneTable(setup.lanes);
+    const store = new PageStore({ memory, hashes, channel: setup.channel, lanes, populated: new Bitmap(memory.pages, setup.populated) });
+    const onFlush = ({ round, sequence, lanes: bits }: PacketHeader): void =>
+      this.#reply({ type: "flushed", round, lanes: bits, packets: sequence + 1, digest: hashes?.digest() });
     if (setup.pump === "direct" && setup.fd !== undefined)
       receiveDirect(setup.fd, setup.answer, store, () => Atomics.load(setup.stop, 0) === 0, onFlush);
     else await receivePortable(this.#socketOf(setup), setup.answer, store, onFlush);
@@ -105,10 +135,12 @@ export class ChannelEnd {
   #end(error: unknown): void {
     if (this.#isEnded) return;
     this.#isEnded = true;
+    const position = this.#sender?.packer.position;
     this.#sender?.pump.close();
     this.#sender = undefined;
     const failure = error === undefined || error instanceof ChannelStopped ? undefined : MigrationError.from(error);
     const cause = failure?.cause instanceof Error ? ` (${failure.cause.message})` : "";
-    this.#reply({ type: "ended", code: failure?.code, message: failure === undefined ? "" : `${failure.message}${cause}` });
+    const message = failure === undefined ? "" : `${failure.message}${cause}`;
+    this.#reply({ type: "ended", code: failure?.code, message, digest: this.#hashes?.digest(), position });
   }
 }

@@ -14,7 +14,7 @@ import { AgentPort } from "./port.js";
 
 const CLOSED = new MigrationError("ERR_LINK_LOST", "the test is over");
 const timedOut = (): MigrationError => new MigrationError("ERR_PEER_DEAD", "the test waited in vain");
-const flushed = (round: number): ControlMessage => ({ type: "flushed", channel: 0, round, packets: round });
+const flushed = (round: number): ControlMessage => ({ type: "flushed", channel: 0, generation: 1, round, packets: round });
 
 /** A port that hands over the control channels opened to it, one after the other. */
 async function listen(context: TestContext): Promise<{ address: Address; accepted: () => Promise<ControlChannel> }> {
@@ -217,7 +217,7 @@ describe("ControlChannel", () => {
   it("refuses to send a message that the peer would not take, and stays open", async (context) => {
     const { source, target } = await pair(context);
     const registers = [new Uint8Array(CONTROL_MESSAGE_BYTES_MAX)];
-    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, packets: [], registers, devices: [], clockMs: 0 };
+    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, registers, devices: [], clockMs: 0 };
     assert.throws(() => source.send(state), { code: "ERR_PARAMETER" });
     const next = target.expect(["flushed"], 5000, timedOut);
     source.send(flushed(1));
@@ -230,7 +230,7 @@ describe("a peer that does not read", () => {
     const { channel, peer } = await withBarePeer(context);
     peer.pause();
     const registers = [new Uint8Array(2 ** 19)];
-    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, packets: [], registers, devices: [], clockMs: 0 };
+    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, registers, devices: [], clockMs: 0 };
     let sent = 0;
     for (; channel.closed === undefined && sent < 100; sent++) {
       channel.send(state);

@@ -31,6 +31,8 @@ export class ControlChannel {
   readonly #waiters = new Set<Waiter>();
   readonly #heartbeat: NodeJS.Timeout;
   readonly #pings = new Map<number, number>();
+  /** The peer's address, at the accepting end only. */
+  readonly remoteHost: string | undefined;
   #heardAt = performance.now();
   #ping = 0;
   #closed: MigrationError | undefined;
@@ -40,8 +42,10 @@ export class ControlChannel {
   onMessage: (message: ControlMessage) => void = () => {};
   onClose: (reason: MigrationError) => void = () => {};
 
-  constructor(socket: WebSocket) {
+  /** @param remoteHost the peer's address, at the accepting end. */
+  constructor(socket: WebSocket, remoteHost?: string) {
     this.#socket = socket;
+    this.remoteHost = remoteHost;
     socket.on("message", (data: Buffer) => this.#receive(data));
     socket.on("error", (cause) => this.close(new MigrationError("ERR_LINK_LOST", "The control channel broke", { cause })));
     socket.on("close", () => this.close(new MigrationError("ERR_LINK_LOST", "The peer closed the control channel")));

@@ -8,9 +8,11 @@ import type { TestContext } from "node:test";
 import { Worker } from "node:worker_threads";
 import { isLinuxAvailable } from "@precopy/linux";
 import type { Address } from "@precopy/protocol";
-import { ChannelThreads, PageChannel, SWITCHING, choosePump, connectPageChannel } from "./page-channel.js";
-import { allocate } from "./recorded-packets.js";
+import { ChannelThreads, PageChannel, choosePump, connectPageChannel, switching } from "./page-channel.js";
+import { LaneTable } from "./lane-table.js";
+import { WHOLE, allocate, fillRandom } from "./recorded-packets.js";
 
+const SWITCHING = switching([]);
 const NAME = { session: randomUUID(), channel: 0, generation: 1 };
 const never = (): AbortSignal => new AbortController().signal;
 
@@ -42,7 +44,7 @@ describe("connectPageChannel", () => {
         if (asked.endsWith("\r\n\r\n")) socket.write(SWITCHING);
       }),
     );
-    const socket = await connectPageChannel(address, { ...NAME, channel: 3, generation: 7 }, never());
+    const { socket } = await connectPageChannel(address, { ...NAME, channel: 3, generation: 7 }, never());
     context.after(() => socket.destroy());
     const [request] = asked.split("\r\n");
     assert.equal(request, `GET /v1/pages?session=${NAME.session}&channel=3&generation=7 HTTP/1.1`);
@@ -59,9 +61,65 @@ describe("connectPageChannel", () => {
       };
       more();
     });
-    const socket = await connectPageChannel(address, NAME, never());
+    const { socket } = await connectPageChannel(address, NAME, never());
     context.after(() => socket.destroy());
     assert.equal(socket.read(), null);
+  });
+
+  it("takes what the target says it has stored, to the last page of the largest guest, and nothing where it says nothing", async (context) => {
+    const points = [
+      { lane: 0, round: 0, page: 0 },
+      { lane: 15, round: 2 ** 32 - 1, page: 2 ** 32 },
+    ];
+    const most = Array.from({ length: 16 }, (_, lane) => ({ lane, round: 9, page: lane * 512 }));
+    for (const stored of [[], points, most]) {
+      const address = await serve(context, (socket) => socket.write(switching(stored)));
+      const connected = await connectPageChannel(address, NAME, never());
+      context.after(() => connected.socket.destroy());
+      assert.deepEqual(connected.stored, stored);
+    }
+    const address = await serve(context, (socket) =>
+      socket.write("HTTP/1.1 101 Switching Protocols\r\nprecopy-stored:3:1:7\r\nVia: 1.1 somewhere\r\n\r\n"),
+    );
+    const connected = await connectPageChannel(address, NAME, never());
+    context.after(() => connected.socket.destroy());
+    assert.deepEqual(connected.stored, [{ lane: 3, round: 1, page: 7 }], "names of headers have no case");
+  });
+
+  it("refuses with ERR_NOT_AN_AGENT anything else in that place", async (context) => {
+    const bad = [
+      "",
+      ",",
+      "0",
+      "0:1",
+      "0:1:2:3",
+      "0:1:2,",
+      ",0:1:2",
+      "16:1:2",
+      "99:1:2",
+      "-1:1:2",
+      "0:-1:2",
+      "0:1:-2",
+      "0:1.5:2",
+      "0:1e3:2",
+      "0x0:1:2",
+    ];
+    const large = [
+      "0:4294967296:0",
+      "0:1:4294967297",
+      "0:1:99999999999",
+      "000:1:2",
+      "0:1:2;1:1:2",
+      "0: 1:2",
+      "0:1:2,0:1:2",
+      "a:b:c",
+      "1:1:0.0",
+    ];
+    const many = Array.from({ length: 17 }, (_, at) => `${at}:1:2`).join(",");
+    for (const value of [...bad, ...large, many, "0:1:2\r\nPrecopy-Stored: 1:1:2"]) {
+      const address = await serve(context, (socket) => socket.write(`HTTP/1.1 101 Yes\r\nPrecopy-Stored: ${value}\r\n\r\n`));
+      await assert.rejects(connectPageChannel(address, NAME, never()), { code: "ERR_NOT_AN_AGENT" }, JSON.stringify(value));
+    }
   });
 
   const answers = [
@@ -104,7 +162,8 @@ describe("choosePump", () => {
 });
 
 describe("PageChannel", { skip: isLinuxAvailable ? false : "without system calls channels stay on the main thread" }, () => {
-  const order = { type: "send", pump: "portable", channel: 0, channels: 1, hashes: undefined, compression: "none" } as const;
+  const lanes = LaneTable.allocate(1).share();
+  const order = { type: "send", pump: "portable", channel: 0, generation: 1, lanes, hashes: undefined, compression: "none" } as const;
 
   it("whose thread dies fails with ERR_INTERNAL, rejects its round, and gives no dead thread to a later channel", async (context) => {
     class MortalThreads extends ChannelThreads {
@@ -121,20 +180,121 @@ describe("PageChannel", { skip: isLinuxAvailable ? false : "without system calls
     const threads = new MortalThreads();
     const address = await serve(context, (socket) => socket.write(SWITCHING));
     const memory = allocate(512);
-    const channel = await PageChannel.open(await connectPageChannel(address, NAME, never()), threads, { ...order, memory: memory.share() });
+    const channel = await PageChannel.open((await connectPageChannel(address, NAME, never())).socket, threads, {
+      ...order,
+      memory: memory.share(),
+    });
     const failed = new Promise<{ readonly code: string }>((resolve) => {
       channel.onFailure = resolve;
     });
-    await assert.rejects(channel.sendRound(1, new Uint32Array(16), 0), { code: "ERR_INTERNAL", message: "out of memory" });
+    await assert.rejects(channel.sendRound(1, new Uint32Array(16), 0, WHOLE), { code: "ERR_INTERNAL", message: "out of memory" });
     assert.equal((await failed).code, "ERR_INTERNAL");
     await channel.end();
+    assert.deepEqual([channel.digest, channel.position], [undefined, undefined], "both are gone with the thread");
     assert.deepEqual(threads.given, []);
-    await assert.rejects(channel.sendRound(2, new Uint32Array(16), 0), { code: "ERR_INTERNAL" }, "and takes no further round");
+    await assert.rejects(channel.sendRound(2, new Uint32Array(16), 0, WHOLE), { code: "ERR_INTERNAL" }, "and takes no further round");
+  });
+
+  for (const pump of ["direct", "portable"] as const) {
+    it(`takes rounds while one is under way, and answers them in the order they came (${pump})`, async (context) => {
+      const address = await serve(context, (socket) => socket.resume().write(SWITCHING));
+      const memory = allocate(4096);
+      fillRandom(memory, 0, 4096, 1);
+      const threads = new ChannelThreads();
+      const { socket } = await connectPageChannel(address, NAME, never());
+      const channel = await PageChannel.open(socket, threads, {
+        ...order,
+        pump,
+        lanes: LaneTable.allocate(4).share(),
+        memory: memory.share(),
+      });
+      const all = new Uint32Array(new SharedArrayBuffer(512)).fill(0xffffffff);
+      const answered: number[] = [];
+      const sent = await Promise.all(
+        [0, 2, 1].map(async (lane, at) => {
+          const one = await channel.sendRound(5, all, 0, [{ lane, page: lane === 2 ? 1500 : 0 }]);
+          answered.push(at);
+          return one;
+        }),
+      );
+      assert.deepEqual(answered, [0, 1, 2]);
+      assert.deepEqual(
+        sent.map(({ normalPages }) => normalPages),
+        [1024, 548, 1024],
+      );
+      assert.deepEqual(
+        sent.map(({ packets }) => packets),
+        [3, 6, 9],
+      );
+      await channel.end();
+      assert.deepEqual(channel.position, { round: 5, page: 4096 });
+      await threads.end();
+    });
+
+    it(`rejects every round that waits, in one go, when its peer cuts it off (${pump})`, async (context) => {
+      const address = await serve(context, (socket) =>
+        socket.once("data", () => socket.write(SWITCHING, () => socket.once("data", () => socket.resetAndDestroy()))),
+      );
+      const memory = allocate(16384);
+      fillRandom(memory, 0, 16384, 1);
+      const threads = new ChannelThreads();
+      const { socket } = await connectPageChannel(address, NAME, never());
+      const channel = await PageChannel.open(socket, threads, { ...order, pump, memory: memory.share() });
+      let failures = 0;
+      channel.onFailure = () => failures++;
+      const all = new Uint32Array(new SharedArrayBuffer(2048)).fill(0xffffffff);
+      const rounds = [1, 2, 3].map((round) => assert.rejects(channel.sendRound(round, all, 0, WHOLE), { code: "ERR_LINK_LOST" }));
+      await Promise.all(rounds);
+      await channel.end();
+      assert.equal(failures, 1);
+      assert.equal(channel.position?.round, 1);
+      assert.ok(channel.position.page % 512 === 0 && channel.position.page < 16384, `page ${channel.position.page}`);
+      await threads.end();
+    });
+
+    it(`that is told to end after it failed leaves the next channel of its thread alone (${pump})`, async (context) => {
+      const address = await serve(context, (socket) => socket.resume().write(SWITCHING));
+      const dead = await serve(context, (socket) => socket.once("data", () => socket.write(SWITCHING, () => socket.resetAndDestroy())));
+      const memory = allocate(16384);
+      fillRandom(memory, 0, 16384, 1);
+      const all = new Uint32Array(new SharedArrayBuffer(2048)).fill(0xffffffff);
+      const threads = new ChannelThreads();
+      const open = async (to: Address): Promise<PageChannel> =>
+        PageChannel.open((await connectPageChannel(to, NAME, never())).socket, threads, { ...order, pump, memory: memory.share() });
+      const first = await open(dead);
+      await assert.rejects(first.sendRound(1, all, 0, WHOLE), { code: "ERR_LINK_LOST" });
+      const second = await open(address); // on the thread that the first one gave back
+      second.onFailure = (error) => assert.fail(error);
+      await first.end();
+      for (const round of [1, 2]) assert.equal((await second.sendRound(round, all, 0, WHOLE)).normalPages, 16384);
+      await second.end();
+      await threads.end();
+    });
+  }
+
+  it("notices between two rounds that its peer has hung up, or was cut off (portable)", async (context) => {
+    for (const hangUp of [(peer: Socket) => peer.end(), (peer: Socket) => peer.resetAndDestroy()]) {
+      const address = await serve(context, (peer) =>
+        peer.once("data", () => peer.write(SWITCHING, () => peer.once("data", () => hangUp(peer)))),
+      );
+      const threads = new ChannelThreads();
+      const memory = allocate(512);
+      const { socket } = await connectPageChannel(address, NAME, never());
+      const channel = await PageChannel.open(socket, threads, { ...order, memory: memory.share() });
+      const failed = new Promise<{ readonly code: string }>((resolve) => {
+        channel.onFailure = resolve;
+      });
+      await channel.sendRound(1, new Uint32Array(16), 0, WHOLE);
+      assert.equal((await failed).code, "ERR_LINK_LOST");
+      await channel.end();
+      assert.deepEqual(channel.position, { round: 1, page: 512 });
+      await threads.end();
+    }
   });
 
   it("cannot be opened on a connection that is closed already", async (context) => {
     const address = await serve(context, (socket) => socket.write(SWITCHING));
-    const socket = await connectPageChannel(address, NAME, never());
+    const { socket } = await connectPageChannel(address, NAME, never());
     const closed = once(socket, "close");
     socket.destroy();
     await closed;

@@ -3,17 +3,24 @@ import { createConnection } from "node:net";
 import type { Socket } from "node:net";
 import { Worker } from "node:worker_threads";
 import { SocketHandle, isLinuxAvailable } from "@precopy/linux";
-import { CONNECT_TIMEOUT_MS, HTTP_HEADER_BYTES_MAX, MigrationError, formatAddress } from "@precopy/protocol";
+import { CHANNELS_MAX, CONNECT_TIMEOUT_MS, HTTP_HEADER_BYTES_MAX, MigrationError, formatAddress } from "@precopy/protocol";
 import type { Address } from "@precopy/protocol";
 import { ChannelEnd } from "./channel-end.js";
-import type { FromChannel, ToChannel } from "./channel-end.js";
-import type { RoundSent } from "./page-packer.js";
+import type { ChannelRemains, FromChannel, ToChannel } from "./channel-end.js";
+import type { LanePoint } from "./lane-table.js";
+import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
 import type { PumpKind } from "./pump.js";
 
 export const PAGES_PATH = "/v1/pages";
 export const PAGES_PROTOCOL = "precopy-pages/1";
-/** The target's answer to the Upgrade; the channel's thread sends it when it is ready to read. */
-export const SWITCHING = Buffer.from(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${PAGES_PROTOCOL}\r\n\r\n`);
+const STORED_HEADER = "Precopy-Stored";
+
+/** The target's answer to the Upgrade, with what it holds of the lanes the channel carries; the channel's thread sends it when it is ready to read. */
+export function switching(stored: readonly LanePoint[]): Buffer {
+  const points = stored.map(({ lane, round, page }) => `${lane}:${round}:${page}`).join(",");
+  const header = points === "" ? "" : `${STORED_HEADER}: ${points}\r\n`;
+  return Buffer.from(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${PAGES_PROTOCOL}\r\n${header}\r\n`);
+}
 
 /** A connected socket on which nothing but the Upgrade has passed. */
 export type ChannelSocket = Socket;
@@ -60,11 +67,22 @@ export class ChannelThreads {
   }
 }
 
+/** A page channel as the source gets it. */
+export interface ConnectedChannel {
+  readonly socket: Socket;
+  /** What the target holds of the lanes that this channel carries. */
+  readonly stored: readonly LanePoint[];
+}
+
 /**
  * Opens a connection and asks for a page channel. Resolves at the 101 with nothing read beyond it: the target sends nothing more.
  * @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT, ERR_STALE_GENERATION
  */
-export async function connectPageChannel(to: Address, { session, channel, generation }: ChannelName, signal: AbortSignal): Promise<Socket> {
+export async function connectPageChannel(
+  to: Address,
+  { session, channel, generation }: ChannelName,
+  signal: AbortSignal,
+): Promise<ConnectedChannel> {
   const socket = createConnection({ host: to.host, port: to.port, noDelay: true, signal });
   const timer = setTimeout(() => socket.destroy(new Error("timed out")), CONNECT_TIMEOUT_MS);
   try {
@@ -74,7 +92,7 @@ export async function connectPageChannel(to: Address, { session, channel, genera
         `Connection: Upgrade\r\nUpgrade: ${PAGES_PROTOCOL}\r\n\r\n`,
     );
     const answer = await readAnswer(socket);
-    if (answer.startsWith("HTTP/1.1 101")) return socket;
+    if (answer.startsWith("HTTP/1.1 101")) return { socket, stored: parseStored(answer) };
     if (answer.startsWith("HTTP/1.1 409")) throw new MigrationError("ERR_STALE_GENERATION", `${formatAddress(to)} knows no such channel`);
     throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} answered ${answer.split("\r\n", 1)[0] ?? ""}`);
   } catch (error) {
@@ -84,6 +102,24 @@ export async function connectPageChannel(to: Address, { session, channel, genera
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** Strictly: what was misread here would be pages never sent. @throws {MigrationError} ERR_NOT_AN_AGENT */
+function parseStored(answer: string): LanePoint[] {
+  const name = `${STORED_HEADER.toLowerCase()}:`;
+  const [head = ""] = answer.split("\r\n\r\n", 1);
+  const lines = head.split("\r\n").filter((line) => line.toLowerCase().startsWith(name));
+  const points = lines.flatMap((line) => line.slice(name.length).trim().split(",")).map(parsePoint);
+  if (lines.length > 1 || points.length > CHANNELS_MAX || new Set(points.map(({ lane }) => lane)).size < points.length)
+    throw new MigrationError("ERR_NOT_AN_AGENT", `${STORED_HEADER} names a lane twice, or too many`);
+  return points;
+}
+
+function parsePoint(text: string): LanePoint {
+  const [, lane, round, page] = /^(\d{1,2}):(\d{1,10}):(\d{1,10})$/.exec(text)?.map(Number) ?? [];
+  if (lane === undefined || round === undefined || page === undefined || lane >= CHANNELS_MAX || round >= 2 ** 32 || page > 2 ** 32)
+    throw new MigrationError("ERR_NOT_AN_AGENT", `${STORED_HEADER} with ${JSON.stringify(text.slice(0, 50))}`);
+  return { lane, round, page };
 }
 
 async function readAnswer(socket: Socket): Promise<string> {
@@ -100,11 +136,13 @@ async function readAnswer(socket: Socket): Promise<string> {
   return text;
 }
 
+const closedTooEarly = (): MigrationError => new MigrationError("ERR_LINK_LOST", "The connection was closed before its channel began");
+
 /** Takes the descriptor of a connected socket over. Resolves when Node has let go of it: only then may it be made blocking. */
 async function takeDescriptor(socket: Socket): Promise<SocketHandle> {
   // Node keeps the handle there for every TCP socket; without a descriptor in it there is nothing to take over.
   const fd: unknown = Reflect.get(Reflect.get(socket, "_handle") ?? {}, "fd");
-  if (typeof fd !== "number" || fd < 0) throw new MigrationError("ERR_LINK_LOST", "The connection was closed before its channel began");
+  if (typeof fd !== "number" || fd < 0) throw closedTooEarly();
   const handle = new SocketHandle(fd);
   const closed = once(socket, "close");
   socket.destroy();
@@ -118,8 +156,17 @@ export type ChannelOrder =
   | Omit<Extract<Beginning, { type: "send" }>, "fd" | "stop">
   | Omit<Extract<Beginning, { type: "receive" }>, "fd" | "stop">;
 
-/** The main thread's hold on one end of a page channel. */
+interface Sending {
+  readonly resolve: (sent: RoundSent) => void;
+  readonly reject: (error: Error) => void;
+}
+
+/**
+ * The main thread's hold on one end of one generation of a page channel. Whoever makes a later generation, or lets another channel carry its
+ * lanes, waits for `end()` first: only then nobody else stores, or hashes, the same pages.
+ */
 export class PageChannel {
+  readonly generation: number;
   readonly #threads: ChannelThreads;
   readonly #worker: Worker | undefined;
   readonly #handle: SocketHandle | undefined;
@@ -128,7 +175,9 @@ export class PageChannel {
   readonly #stop = new Int32Array(new SharedArrayBuffer(4));
   readonly #ended: Promise<void>;
   #markEnded: () => void = () => {};
-  #sent: { resolve: (sent: RoundSent) => void; reject: (error: Error) => void } | undefined;
+  /** In the order of the calls, which is the order of the answers. */
+  #sending: Sending[] = [];
+  #remains: ChannelRemains | undefined;
   #isEnding = false;
   #isThreadGone = false;
   #failure: MigrationError | undefined;
@@ -138,7 +187,8 @@ export class PageChannel {
   onFailure: (error: MigrationError) => void = () => {};
   congestionControl: string | undefined;
 
-  private constructor(threads: ChannelThreads, handle: SocketHandle | undefined, socket: Socket | undefined) {
+  private constructor(threads: ChannelThreads, handle: SocketHandle | undefined, socket: Socket | undefined, generation: number) {
+    this.generation = generation;
     this.#threads = threads;
     this.#handle = handle;
     this.#ended = new Promise((resolve) => {
@@ -153,35 +203,51 @@ export class PageChannel {
     this.#worker.on("message", (message: FromChannel) => this.#receive(message));
     this.#worker.on("error", (cause) => {
       this.#isThreadGone = true;
-      this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message });
+      this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message, digest: undefined, position: undefined });
     });
   }
 
   /**
    * Gives a connected socket to a channel thread; without system calls it stays on this thread.
-   * @param socket nothing must have been read from it or sent on it beyond the Upgrade.
+   * @param socket nothing must have been read from it or sent on it beyond the Upgrade. @throws {MigrationError} ERR_LINK_LOST
    */
   static async open(socket: Socket, threads: ChannelThreads, order: ChannelOrder): Promise<PageChannel> {
+    if (socket.destroyed) throw closedTooEarly(); // it tells nobody any more
     const handle = isLinuxAvailable ? await takeDescriptor(socket) : undefined;
-    const channel = new PageChannel(threads, handle, socket);
+    const channel = new PageChannel(threads, handle, socket, order.generation);
     // The portable pump's socket closes its descriptor, so it gets one of its own.
     const fd = handle === undefined ? undefined : order.pump === "direct" ? handle.fd : handle.duplicate();
     channel.#tell({ ...order, fd, stop: channel.#stop });
     return channel;
   }
 
-  /** @param words one round's bitmap; this channel's until the promise settles. @param pacing bytes/s, 0 for none. */
-  sendRound(round: number, words: Uint32Array, pacing: number): Promise<RoundSent> {
+  /** This end's final share of the image digest, once it has ended; undefined without hashes, and if its thread crashed. */
+  get digest(): bigint | undefined {
+    return this.#remains?.digest;
+  }
+
+  /** How far a sender came, once it has ended; undefined if it began no round, and if its thread crashed. */
+  get position(): SendPosition | undefined {
+    return this.#remains?.position;
+  }
+
+  /**
+   * Sends these lanes of one round. Calls queue: what is left of a lane that was moved here may be asked for while the round's own lanes are
+   * under way. Their FLUSH names the lanes of its call, so whichever comes first tells the target no more than is true.
+   * @param words the round's bitmap; this channel's until the promise settles. @param pacing bytes/s, 0 for none.
+   */
+  sendRound(round: number, words: Uint32Array, pacing: number, from: readonly LaneStart[]): Promise<RoundSent> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
-      this.#sent = { resolve, reject };
-      this.#tell({ type: "round", round, words, pacing });
+      this.#sending.push({ resolve, reject });
+      this.#tell({ type: "round", round, words, pacing, from });
     });
   }
 
   /** Ends it wherever it stands. After this nothing of it touches guest memory. */
   async end(): Promise<void> {
-    if (!this.#isEnding) {
+    // One that has ended by itself has given its thread back: that may serve another channel by now.
+    if (!this.#isEnding && this.#remains === undefined) {
       this.#isEnding = true;
       Atomics.store(this.#stop, 0, 1);
       this.#tell({ type: "end" });
@@ -202,13 +268,13 @@ export class PageChannel {
         this.congestionControl = message.congestionControl;
         break;
       case "sent":
-        this.#sent?.resolve(message);
-        this.#sent = undefined;
+        this.#sending.shift()?.resolve(message);
         break;
       case "flushed":
         this.onFlushed(message);
         break;
       case "ended":
+        this.#remains = message;
         this.#release();
         this.#fail(new MigrationError(message.code ?? "ERR_LINK_LOST", message.message || "The page channel was closed"));
     }
@@ -226,8 +292,7 @@ export class PageChannel {
   #fail(error: MigrationError): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
-    this.#sent?.reject(error);
-    this.#sent = undefined;
+    for (const { reject } of this.#sending.splice(0)) reject(error);
     if (!this.#isEnding) this.onFailure(error);
   }
 }

@@ -10,14 +10,14 @@ import {
   PageEncoding,
   RUN_BYTES,
   STRIPE_PAGES,
-  channelOfPage,
   checkRunTable,
   decodeHeader,
+  laneOfPage,
 } from "@precopy/protocol";
 import { BlockReader } from "@precopy/protocol/page-codec";
 import type { PacketHeader } from "@precopy/protocol";
 import fc from "fast-check";
-import { allocate, fillRandom, packRound, recorder } from "./recorded-packets.js";
+import { WHOLE, allocate, fillRandom, packRound, recorder } from "./recorded-packets.js";
 
 interface Packet {
   readonly header: PacketHeader;
@@ -26,13 +26,13 @@ interface Packet {
 }
 
 /** Reads a packet as a peer would: every limit, every checksum, every bound is checked on the way. */
-function read(bytes: Buffer, pages: number, channel: number, channels: number): Packet {
+function read(bytes: Buffer, pages: number, carried: readonly number[] = [0], lanes = 1): Packet {
   const header = decodeHeader(bytes);
   const isOneStripe = (first: number, count: number): boolean =>
     Math.floor(first / STRIPE_PAGES) === Math.floor((first + count - 1) / STRIPE_PAGES);
   checkRunTable(bytes, header, {
     pages,
-    mayCarry: (first, count) => channelOfPage(first, channels) === channel && isOneStripe(first, count),
+    mayCarry: (first, count) => carried.includes(laneOfPage(first, lanes)) && isOneStripe(first, count),
   });
   const runs = Array.from({ length: header.dataRuns + header.zeroRuns }, (_, run) => {
     const at = HEADER_BYTES + run * RUN_BYTES;
@@ -83,19 +83,19 @@ describe("PagePacker", () => {
   const memory = mixedMemory();
   const runsOfPages = fc.array(fc.tuple(fc.nat(MIXED_PAGES - 1), fc.integer({ min: 1, max: 600 })), { maxLength: 12 });
 
-  it("sends every page of any bitmap exactly once over all channels, as zero if it is zero and else as data, within every limit", async () => {
+  it("sends every page of any bitmap exactly once over all lanes, as zero if it is zero and else as data, within every limit", async () => {
     await fc.assert(
       fc.asyncProperty(
         runsOfPages,
         fc.integer({ min: 1, max: 4 }),
         fc.constantFrom("none" as const, "lz4" as const),
-        async (runs, channels, compression) => {
+        async (runs, lanes, compression) => {
           const bitmap = new Bitmap(MIXED_PAGES);
           for (const [first, pages] of runs) bitmap.setRun(first, Math.min(pages, MIXED_PAGES - first));
           const packets: Packet[] = [];
-          for (let channel = 0; channel < channels; channel++) {
-            const round = await packRound(memory, bitmap, { channel, channels, compression });
-            packets.push(...round.packets.map((bytes) => read(bytes, MIXED_PAGES, channel, channels)));
+          for (let lane = 0; lane < lanes; lane++) {
+            const round = await packRound(memory, bitmap, { lanes, compression }, [{ lane, page: 0 }]);
+            packets.push(...round.packets.map((bytes) => read(bytes, MIXED_PAGES, [lane], lanes)));
           }
           const { data, zero } = tally(packets, MIXED_PAGES);
           for (let page = 0; page < MIXED_PAGES; page++) {
@@ -112,7 +112,7 @@ describe("PagePacker", () => {
     for (const compression of ["none", "lz4"] as const) {
       const { packets } = await packRound(memory, fullBitmap(MIXED_PAGES), { compression });
       let seen = 0;
-      for (const packet of packets.map((bytes) => read(bytes, MIXED_PAGES, 0, 1))) {
+      for (const packet of packets.map((bytes) => read(bytes, MIXED_PAGES))) {
         const dataRuns = packet.runs.slice(0, packet.header.dataRuns);
         const expected = Buffer.concat(dataRuns.map(([first, pages]) => memory.view(first, pages)));
         assert.ok(pagesOf(packet, expected.byteLength / PAGE_BYTES).equals(expected), `packet ${packet.header.sequence}`);
@@ -129,14 +129,14 @@ describe("PagePacker", () => {
       if (fill === "data") fillRandom(big, 0, pages, 1);
       if (fill === "turns") for (let page = 0; page < pages; page += 2) big.view(page, 1)[PAGE_BYTES - 1] = 1;
       for (const step of [1, 2, 3, 511])
-        for (const channels of [1, 3]) {
+        for (const lanes of [1, 3]) {
           const bitmap = fullBitmap(pages, step);
           let normal = 0;
           let zeros = 0;
-          for (let channel = 0; channel < channels; channel++) {
-            const { packets, sent } = await packRound(big, bitmap, { channel, channels, hashes: undefined });
+          for (let lane = 0; lane < lanes; lane++) {
+            const { packets, sent } = await packRound(big, bitmap, { lanes, hashes: undefined }, [{ lane, page: 0 }]);
             const { data, zero } = tally(
-              packets.map((bytes) => read(bytes, pages, channel, channels)),
+              packets.map((bytes) => read(bytes, pages, [lane], lanes)),
               pages,
             );
             normal += data.reduce((sum, count) => sum + count, 0);
@@ -148,7 +148,7 @@ describe("PagePacker", () => {
               "what it says it sent is what it sent",
             );
           }
-          assert.equal(normal + zeros, bitmap.count(), `${fill}, every ${step}th page, ${channels} channels`);
+          assert.equal(normal + zeros, bitmap.count(), `${fill}, every ${step}th page, ${lanes} lanes`);
           if (fill !== "turns") assert.equal(fill === "data" ? zeros : normal, 0);
         }
     }
@@ -166,8 +166,8 @@ describe("PagePacker", () => {
     const { packer, pump } = recorder(memory);
     const rounds = [fullBitmap(MIXED_PAGES), new Bitmap(MIXED_PAGES), fullBitmap(MIXED_PAGES, 7)];
     const sent = [];
-    for (const [at, bitmap] of rounds.entries()) sent.push(await packer.sendRound(at + 1, bitmap));
-    const packets = pump.packets.map((bytes) => read(bytes, MIXED_PAGES, 0, 1).header);
+    for (const [at, bitmap] of rounds.entries()) sent.push(await packer.sendRound(at + 1, bitmap, WHOLE));
+    const packets = pump.packets.map((bytes) => read(bytes, MIXED_PAGES).header);
     assert.deepEqual(
       packets.map(({ sequence }) => sequence),
       [...packets.keys()],
@@ -195,17 +195,80 @@ describe("PagePacker", () => {
     const { packer } = recorder(memory);
     const expected = { normalPages: 800, zeroPages: 500 };
     for (const round of [1, 2]) {
-      const { normalPages, zeroPages } = await packer.sendRound(round, fullBitmap(MIXED_PAGES));
+      const { normalPages, zeroPages } = await packer.sendRound(round, fullBitmap(MIXED_PAGES), WHOLE);
       assert.deepEqual({ normalPages, zeroPages }, expected);
     }
+  });
+
+  it("sends of each lane that it is told to exactly the pages from its point on, in ascending order, and a FLUSH that names these lanes", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        runsOfPages,
+        fc.integer({ min: 1, max: 4 }).chain((lanes) =>
+          fc.record({
+            lanes: fc.constant(lanes),
+            from: fc.uniqueArray(fc.record({ lane: fc.nat(lanes - 1), page: fc.nat(MIXED_PAGES) }), { selector: ({ lane }) => lane }),
+          }),
+        ),
+        fc.constantFrom("none" as const, "lz4" as const),
+        async (runs, { lanes, from }, compression) => {
+          const bitmap = new Bitmap(MIXED_PAGES);
+          for (const [first, pages] of runs) bitmap.setRun(first, Math.min(pages, MIXED_PAGES - first));
+          const round = await packRound(memory, bitmap, { lanes, compression }, from);
+          const carried = from.map(({ lane }) => lane);
+          const packets = round.packets.map((bytes) => read(bytes, MIXED_PAGES, carried, lanes));
+          const { data, zero } = tally(packets, MIXED_PAGES);
+          for (let page = 0; page < MIXED_PAGES; page++) {
+            const start = from.find(({ lane }) => lane === laneOfPage(page, lanes))?.page ?? MIXED_PAGES;
+            assert.equal(data[page]! + zero[page]!, bitmap.has(page) && page >= start ? 1 : 0, `page ${page}, lanes from ${start}`);
+          }
+          let reached = 0; // what makes one point of a lane's progress: no packet has a page below an earlier packet's
+          for (const { runs: own } of packets) {
+            assert.ok(own.every(([first]) => first >= reached));
+            reached = Math.max(reached, ...own.map(([first, pages]) => first + pages));
+          }
+          assert.equal(
+            packets.at(-1)?.header.lanes,
+            carried.reduce((bits, lane) => bits + 2 ** lane, 0),
+          );
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+
+  it("says after every packet how far it came, and that all of the round is out only after its FLUSH", async () => {
+    const { packer, pump } = recorder(memory);
+    assert.equal(packer.position, undefined);
+    const seen: unknown[] = [];
+    const { sendPages, sendBytes } = pump;
+    pump.sendPages = (...packet): undefined => {
+      seen.push(packer.position);
+      return sendPages.apply(pump, packet);
+    };
+    pump.sendBytes = (...packet): undefined => {
+      seen.push(packer.position);
+      return sendBytes.apply(pump, packet);
+    };
+    await packer.sendRound(3, fullBitmap(MIXED_PAGES), WHOLE);
+    assert.deepEqual(
+      seen,
+      [0, 512, 1024, MIXED_PAGES].map((page) => ({ round: 3, page })), // a packet for each stripe, and the FLUSH
+    );
+    assert.deepEqual(packer.position, { round: 3, page: MIXED_PAGES });
+    pump.sendPages = () => {
+      throw new Error("cut");
+    };
+    await assert.rejects(packer.sendRound(4, fullBitmap(MIXED_PAGES), [{ lane: 0, page: 700 }]), /cut/);
+    assert.deepEqual(packer.position, { round: 4, page: 0 }, "what was cut off does not count");
   });
 
   it("gives a digest with hashes and none without, and the same whether the pages go in one round or in many", async () => {
     assert.equal((await packRound(memory, fullBitmap(MIXED_PAGES), { hashes: undefined })).sent.digest, undefined);
     const { sent } = await packRound(memory, fullBitmap(MIXED_PAGES));
     const { packer } = recorder(memory);
-    await packer.sendRound(1, fullBitmap(MIXED_PAGES, 2));
-    const { digest } = await packer.sendRound(2, fullBitmap(MIXED_PAGES));
+    await packer.sendRound(1, fullBitmap(MIXED_PAGES, 2), WHOLE);
+    const { digest } = await packer.sendRound(2, fullBitmap(MIXED_PAGES), WHOLE);
     assert.equal(typeof digest, "bigint");
     assert.equal(digest, sent.digest);
   });

@@ -13,6 +13,7 @@ import {
   encodeHeader,
 } from "@precopy/protocol";
 import { encodeBlock } from "@precopy/protocol/page-codec";
+import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
 
@@ -24,23 +25,35 @@ export interface RoundSent {
   readonly bytes: number;
   /** Since the channel began. */
   readonly packets: number;
-  /** This channel's share of the image digest; undefined without hashes. */
+  /** This channel's share of the image digest so far; undefined without hashes. */
   readonly digest: bigint | undefined;
+}
+
+/** A lane to send, and the page to begin at: what is below it is stored already. 0 for all. */
+export interface LaneStart {
+  readonly lane: number;
+  readonly page: number;
+}
+
+/** How far a sender came: everything of this round below `page`, over the lanes it was told to send, was handed to the socket. */
+export interface SendPosition {
+  readonly round: number;
+  readonly page: number;
 }
 
 export interface PackerSource {
   readonly memory: GuestMemory;
   /** Undefined with the digest off. */
   readonly hashes: PageHashes | undefined;
-  readonly channel: number;
-  readonly channels: number;
+  /** How many there are; each round names those it sends. */
+  readonly lanes: number;
   readonly compression: "none" | "lz4";
 }
 
 /** Raw bytes compressed between two turns of the event loop: only there does lz4-napi free what it returned. */
 const YIELD_BYTES = 2 ** 20;
 
-/** Turns a round's bitmap into this channel's packets: zero pages as runs, the others as runs and bytes. */
+/** Turns a round's bitmap into packets of the lanes a channel carries: zero pages as runs, the others as runs and bytes. */
 export class PagePacker {
   readonly #source: PackerSource;
   readonly #pump: SendPump;
@@ -59,26 +72,44 @@ export class PagePacker {
   #normalPages = 0;
   #zeroPages = 0;
   #bytes = 0;
+  #packedTo = 0; // end of the last stripe in the packet being made
+  #handedTo = 0; // end of the last one in a packet that was handed over
+  readonly #starts: Float64Array; // by lane; infinite for one that is not sent
 
   constructor(source: PackerSource, pump: SendPump) {
     this.#source = source;
     this.#pump = pump;
     this.#isZeroPage = zeroDetector(source.memory);
+    this.#starts = new Float64Array(source.lanes);
   }
 
-  /** Sends this channel's stripes of `pages`, then FLUSH. The guest may be writing: such a page is in the next round too. */
-  async sendRound(round: number, pages: Bitmap): Promise<RoundSent> {
-    const { channel, channels, hashes } = this.#source;
+  /** Undefined before the first round. */
+  get position(): SendPosition | undefined {
+    return this.#round === 0 ? undefined : { round: this.#round, page: this.#handedTo };
+  }
+
+  /**
+   * Sends the stripes of these lanes, in ascending page order, then a FLUSH that names the lanes. The order is what makes a lane's progress at
+   * the target one point. The guest may be writing: such a page is in the next round too.
+   */
+  async sendRound(round: number, pages: Bitmap, from: readonly LaneStart[]): Promise<RoundSent> {
+    const { lanes, hashes } = this.#source;
     this.#round = round;
-    this.#normalPages = this.#zeroPages = this.#bytes = 0;
-    for (let stripe = channel; stripe < pages.stripes; stripe += channels) {
-      const count = pages.countStripe(stripe);
+    this.#normalPages = this.#zeroPages = this.#bytes = this.#handedTo = this.#packedTo = 0;
+    this.#starts.fill(Number.POSITIVE_INFINITY);
+    for (const { lane, page } of from) this.#starts[lane] = page;
+    for (let stripe = 0; stripe < pages.stripes; stripe++) {
+      const start = this.#starts[stripe % lanes]!;
+      if ((stripe + 1) * STRIPE_PAGES <= start) continue;
+      const count = pages.countStripe(stripe, start);
       if (count === 0) continue;
       if (this.#dataPages + count > PACKET_PAGES_MAX || this.#zero / 2 + STRIPE_PAGES > PACKET_ZERO_RUNS_MAX) await this.#flushPacket();
-      pages.forEachRunOfStripe(stripe, (first, run) => this.#addRun(first, run));
+      pages.forEachRunOfStripe(stripe, (first, run) => this.#addRun(Math.max(first, start), first + run));
+      this.#packedTo = Math.min((stripe + 1) * STRIPE_PAGES, pages.pages);
     }
     await this.#flushPacket();
-    await this.#send(PacketKind.Flush, undefined);
+    await this.#send(PacketKind.Flush, undefined, bitsOfLanes(from.map(({ lane }) => lane)));
+    this.#handedTo = pages.pages;
     return {
       normalPages: this.#normalPages,
       zeroPages: this.#zeroPages,
@@ -88,9 +119,9 @@ export class PagePacker {
     };
   }
 
-  #addRun(first: number, pages: number): void {
+  #addRun(first: number, end: number): void {
     const { hashes } = this.#source;
-    for (let page = first; page < first + pages; page++) {
+    for (let page = first; page < end; page++) {
       // Read before the hash and the send: if the guest writes in between, the page is dirty again and comes once more.
       if (this.#isZeroPage(page)) {
         this.#zero = extend(this.#zeroRuns, this.#zero, page);
@@ -110,12 +141,13 @@ export class PagePacker {
     this.#head.set(table, HEADER_BYTES);
     this.#head.set(Buffer.from(this.#zeroRuns.buffer, 0, this.#zero * 4), HEADER_BYTES + table.byteLength);
     const blocks = this.#source.compression === "lz4" && this.#dataPages > 0 ? await this.#compress() : undefined;
-    await this.#send(PacketKind.Pages, blocks);
+    await this.#send(PacketKind.Pages, blocks, 0);
+    this.#handedTo = this.#packedTo;
     this.#normalPages += this.#dataPages;
     this.#data = this.#zero = this.#dataPages = 0;
   }
 
-  async #send(kind: PacketKind, blocks: Buffer | undefined): Promise<void> {
+  async #send(kind: PacketKind, blocks: Buffer | undefined, lanes: number): Promise<void> {
     const payloadBytes = blocks?.byteLength ?? this.#dataPages * PAGE_BYTES;
     const headBytes = encodeHeader(this.#head, {
       kind,
@@ -125,6 +157,7 @@ export class PagePacker {
       dataRuns: this.#data / 2,
       zeroRuns: this.#zero / 2,
       payloadBytes,
+      lanes,
     });
     const head = this.#head.subarray(0, headBytes);
     this.#bytes += headBytes + payloadBytes;

@@ -14,10 +14,13 @@ import {
   decodeHeader,
   encodeHeader,
 } from "@precopy/protocol";
+import type { PacketHeader } from "@precopy/protocol";
+import { encodeBlock } from "@precopy/protocol/page-codec";
 import fc from "fast-check";
+import { LaneTable } from "./lane-table.js";
 import { PageStore } from "./page-store.js";
 import type { StoreTarget } from "./page-store.js";
-import { allocate, fillRandom, packRound, recorder } from "./recorded-packets.js";
+import { WHOLE, allocate, fillRandom, packRound, recorder } from "./recorded-packets.js";
 
 const PAGES = 1300; // two stripes and a piece
 type Run = readonly [first: number, pages: number];
@@ -26,15 +29,17 @@ interface Target {
   readonly memory: GuestMemory;
   readonly populated: Bitmap;
   readonly hashes: PageHashes;
+  readonly lanes: LaneTable;
   readonly push: (bytes: Buffer) => void;
 }
 function target(given: Partial<StoreTarget> = {}): Target {
+  const lanes = given.lanes ?? LaneTable.allocate(1);
   const memory = allocate(PAGES);
   const populated = new Bitmap(PAGES);
   const hashes = new PageHashes(memory, allocateHashTable(PAGES));
-  const store = new PageStore({ memory, hashes, channel: 0, channels: 1, populated, ...given });
+  const store = new PageStore({ memory, hashes, channel: 0, populated, ...given, lanes });
   const decoder = new PacketDecoder(store.bounds, store);
-  return { memory, populated, hashes, push: (bytes) => decoder.push(bytes) };
+  return { memory, populated, hashes, lanes, push: (bytes) => decoder.push(bytes) };
 }
 
 /** Data, zeros and never-touched pages, mixed. */
@@ -48,12 +53,15 @@ function source(): { memory: GuestMemory; all: Bitmap } {
   all.setRun(0, PAGES);
   return { memory, all };
 }
+const isAllZero = (memory: GuestMemory): boolean => memory.view(0, PAGES).every((byte) => byte === 0);
+const NOTHING = { round: 0, page: 0 };
 const isZero = (memory: GuestMemory, page: number): boolean => memory.view(page, 1).every((byte) => byte === 0);
 const equal = (one: GuestMemory, other: GuestMemory): boolean => Buffer.compare(one.view(0, one.pages), other.view(0, other.pages)) === 0;
 
 function packet(
   data: readonly Run[],
-  zero: readonly Run[],
+  zero: readonly Run[] = [],
+  fields: Partial<PacketHeader> = {},
   payload = Buffer.alloc(data.reduce((sum, [, pages]) => sum + pages, 0) * PAGE_BYTES, 7),
 ): Buffer {
   const head = Buffer.alloc(HEADER_BYTES + (data.length + zero.length) * RUN_BYTES);
@@ -69,9 +77,14 @@ function packet(
     dataRuns: data.length,
     zeroRuns: zero.length,
     payloadBytes: payload.byteLength,
+    lanes: 0,
+    ...fields,
   });
   return Buffer.concat([head, payload]);
 }
+
+const flush = (lanes: number, round: number, sequence: number): Buffer =>
+  packet([], [], { kind: PacketKind.Flush, lanes, round, sequence });
 
 describe("PageStore", () => {
   for (const compression of ["none", "lz4"] as const) {
@@ -114,7 +127,7 @@ describe("PageStore", () => {
     dirty.join(all);
     for (let round = 1; round <= 4; round++) {
       pump.packets.length = 0;
-      const { digest } = await packer.sendRound(round, dirty);
+      const { digest } = await packer.sendRound(round, dirty, WHOLE);
       to.push(Buffer.concat(pump.packets));
       assert.ok(equal(to.memory, memory), `after round ${round}`);
       assert.equal(to.hashes.digest(), digest, `after round ${round}`);
@@ -154,7 +167,7 @@ describe("PageStore", () => {
     ["past the guest's end", [PAGES, 1], 1, 0],
     ["that begins inside and ends outside the guest", [PAGES - 1, 2], 1, 0],
     ["at the last page number there is", [0xffffffff, 1], 1, 0],
-    ["across two stripes, although both are this channel's", [511, 2], 1, 0],
+    ["across two stripes, although this channel carries both", [511, 2], 1, 0],
     ["of another channel", [512, 1], 2, 0],
     ["of this channel's stripe with a foreign end", [0, 513], 2, 0],
     ["of stripe 0 on channel 1", [0, 1], 2, 1],
@@ -163,13 +176,131 @@ describe("PageStore", () => {
   for (const [what, run, channels, channel] of refused)
     it(`refuses a run ${what} with ERR_RUN_OUT_OF_RANGE, as data and as zeros, and stores nothing of its packet`, () => {
       const good: Run = channel === 0 ? [1, 1] : [513, 1];
-      for (const bytes of [packet([good, run], [], Buffer.alloc(PAGE_BYTES, 7)), packet([good], [run])]) {
-        const to = target({ channel, channels });
+      for (const bytes of [packet([good, run], [], {}, Buffer.alloc(PAGE_BYTES, 7)), packet([good], [run])]) {
+        const to = target({ channel, lanes: LaneTable.allocate(channels) });
         assert.throws(() => to.push(bytes), { code: "ERR_RUN_OUT_OF_RANGE" });
         assert.equal(to.populated.count(), 0);
         assert.ok(to.memory.view(0, PAGES).every((byte) => byte === 0));
       }
     });
+
+  // Cut off, a packet leaves part of its payload in guest memory. If the page comes as zero next, nothing but the map tells that it must be cleared.
+  const cuts = [
+    ["in the middle of a raw payload", packet([[8, 4]]), HEADER_BYTES + RUN_BYTES + PAGE_BYTES + 100],
+    ["before the last byte of a raw payload", packet([[8, 4]]), HEADER_BYTES + RUN_BYTES + 4 * PAGE_BYTES - 1],
+  ] as const;
+  for (const [what, bytes, at] of cuts)
+    it(`clears a page whose packet was cut ${what} when it comes as zero on the channel's next generation`, () => {
+      const { memory, populated, hashes, lanes, push } = target();
+      push(bytes.subarray(0, at));
+      assert.ok(!isZero(memory, 8) && !isZero(memory, 9), "part of it has landed, or this test shows nothing");
+      assert.deepEqual(lanes.storedAt(0), { round: 0, page: 0 }, "a packet counts when it is whole");
+      const next = target({ memory, populated, hashes, lanes });
+      next.push(packet([], [[8, 4]]));
+      assert.ok(isAllZero(memory));
+      assert.equal(hashes.digest(), 0n);
+      assert.deepEqual(lanes.storedAt(0), { round: 1, page: 12 });
+    });
+
+  it("clears a page that came in a good block before a corrupt one when it comes as zero on the channel's next generation", () => {
+    const { memory, populated, hashes, lanes, push } = target();
+    const good = encodeBlock(Buffer.alloc(16 * PAGE_BYTES, 7));
+    const blocks = Buffer.concat([good, Buffer.alloc(good.byteLength, 0xff)]);
+    const bytes = packet([[0, 32]], [], { encoding: PageEncoding.Lz4 }, blocks);
+    assert.throws(() => push(bytes), { code: "ERR_BLOCK_CORRUPT" });
+    assert.ok(!isZero(memory, 15));
+    assert.deepEqual(lanes.storedAt(0), { round: 0, page: 0 });
+    target({ memory, populated, hashes, lanes }).push(packet([], [[0, 32]]));
+    assert.ok(isAllZero(memory));
+  });
+
+  it("clears a page that readv has written part of when it comes as zero on the channel's next generation", () => {
+    const memory = allocate(PAGES);
+    const populated = new Bitmap(PAGES);
+    const lanes = LaneTable.allocate(1);
+    const store = new PageStore({ memory, hashes: undefined, channel: 0, lanes, populated });
+    const bytes = packet([[8, 4]]);
+    const header = decodeHeader(bytes);
+    store.begin(header, bytes, checkRunTable(bytes, header, store.bounds));
+    memory.view(8, 1).fill(7, 0, 100); // as the kernel does, before the connection breaks
+    target({ memory, populated, hashes: undefined, lanes }).push(packet([], [[8, 4]]));
+    assert.ok(isAllZero(memory));
+  });
+
+  it("marks each lane at the end of its last page when a packet is whole, as data or as zeros, and the lanes that a FLUSH names as done", () => {
+    const lanes = LaneTable.allocate(3);
+    lanes.move(2, 0);
+    const { push } = target({ lanes });
+    push(packet([[10, 3]], [[20, 5]])); // lane 0
+    assert.deepEqual(
+      [0, 1, 2].map((lane) => lanes.storedAt(lane)),
+      [{ round: 1, page: 25 }, NOTHING, NOTHING],
+    );
+    push(
+      packet(
+        [
+          [500, 12],
+          [1024, 1],
+        ],
+        [[400, 1]],
+        { sequence: 1 },
+      ),
+    );
+    assert.deepEqual(
+      [0, 1, 2].map((lane) => lanes.storedAt(lane)),
+      [{ round: 1, page: 512 }, NOTHING, { round: 1, page: 1025 }],
+    );
+    push(flush(0b001, 1, 2));
+    assert.deepEqual(
+      [0, 1, 2].map((lane) => lanes.storedAt(lane)),
+      [{ round: 1, page: PAGES }, NOTHING, { round: 1, page: 1025 }],
+    );
+    push(flush(0b101, 2, 3));
+    assert.deepEqual(
+      [0, 1, 2].map((lane) => lanes.storedAt(lane)),
+      [{ round: 2, page: PAGES }, NOTHING, { round: 2, page: PAGES }],
+    );
+  });
+
+  it("leaves a lane that was moved here where it stood when a FLUSH comes that was sent before the move", () => {
+    const lanes = LaneTable.allocate(2);
+    lanes.markStored(1, 4, 700);
+    const { push } = target({ lanes });
+    push(packet([[3, 1]], [], { round: 4 }));
+    lanes.move(1, 0); // while the channel's own lane is still under way
+    push(flush(0b01, 4, 1));
+    assert.deepEqual(
+      [lanes.storedAt(0), lanes.storedAt(1)],
+      [
+        { round: 4, page: PAGES },
+        { round: 4, page: 700 },
+      ],
+    );
+    push(packet([[700, 10]], [], { round: 4, sequence: 2 }));
+    assert.deepEqual(lanes.storedAt(1), { round: 4, page: 710 });
+  });
+
+  it("takes a run of a lane from the moment it was moved here, and refuses one of a lane that was moved away", () => {
+    const lanes = LaneTable.allocate(2);
+    const { push, populated } = target({ lanes });
+    const bytes = packet([[512, 1]]);
+    assert.throws(() => push(bytes), { code: "ERR_RUN_OUT_OF_RANGE" });
+    lanes.move(1, 0);
+    lanes.move(0, 1);
+    target({ lanes, populated }).push(bytes);
+    assert.ok(populated.has(512));
+    for (const refused of [packet([[0, 1]]), packet([], [[0, 1]])])
+      assert.throws(() => target({ lanes, populated }).push(refused), { code: "ERR_RUN_OUT_OF_RANGE" });
+    assert.equal(populated.count(), 1);
+  });
+
+  it("refuses a FLUSH of a lane that this channel does not carry, or that there is not, and marks none", () => {
+    for (const bits of [0b10, 0b11, 0b100, 0b101, 0x8001]) {
+      const { push, lanes } = target({ lanes: LaneTable.allocate(2) });
+      assert.throws(() => push(flush(bits, 1, 0)), { code: "ERR_RUN_OUT_OF_RANGE" }, bits.toString(2));
+      assert.deepEqual([lanes.storedAt(0), lanes.storedAt(1)], [NOTHING, NOTHING]);
+    }
+  });
 
   it("takes a run of exactly one stripe, and the last page of the guest", () => {
     const to = target();
@@ -184,7 +315,7 @@ describe("PageStore", () => {
     skip: isLinuxAvailable ? false : "no system calls here",
   }, () => {
     const memory = allocate(PAGES);
-    const store = new PageStore({ memory, hashes: undefined, channel: 0, channels: 1, populated: new Bitmap(PAGES) });
+    const store = new PageStore({ memory, hashes: undefined, channel: 0, lanes: LaneTable.allocate(1), populated: new Bitmap(PAGES) });
     const bytes = packet(
       [
         [3, 2],

@@ -5,27 +5,29 @@ import {
   HEADER_BYTES,
   MigrationError,
   PAGE_BYTES,
+  PacketKind,
   PageEncoding,
   RUN_BYTES,
   STRIPE_PAGES,
-  channelOfPage,
 } from "@precopy/protocol";
 import { BlockReader } from "@precopy/protocol/page-codec";
 import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
+import { lanesOfBits } from "./lane-table.js";
+import type { LaneTable } from "./lane-table.js";
 
 /** Where a channel's pages go at the target. */
 export interface StoreTarget {
   readonly memory: GuestMemory;
   readonly hashes: PageHashes | undefined;
   readonly channel: number;
-  readonly channels: number;
-  /** Pages that may be other than zero; this channel's stripes are its alone until the guest runs. */
+  readonly lanes: LaneTable;
+  /** Pages that may be other than zero; the stripes of a lane are its carrier's alone until the guest runs. */
   readonly populated: Bitmap;
 }
 
 /**
  * Checked packets into guest memory: raw pages land in place, blocks are decoded in private memory first, zero runs are written only
- * over pages that held something. One packet at a time: begin, payload, end.
+ * over pages that held something. One packet at a time: begin, payload, end. It may be cut anywhere between: what it named comes again.
  */
 export class PageStore implements PacketSink {
   readonly bounds: RunBounds;
@@ -35,23 +37,42 @@ export class PageStore implements PacketSink {
   #dataPages = 0;
   #run = 0; // data run that the next raw byte belongs to
   #runOffset = 0; // and the byte in it
+  readonly #ends: Float64Array; // by lane: where the packet's last page of it ends; 0 without one
 
   constructor(target: StoreTarget) {
-    const { memory, channel, channels } = target;
+    const { memory, channel, lanes } = target;
     this.#target = target;
+    this.#ends = new Float64Array(lanes.lanes);
     this.bounds = {
       pages: memory.pages,
       mayCarry: (first, pages) =>
-        channelOfPage(first, channels) === channel && Math.floor(first / STRIPE_PAGES) === Math.floor((first + pages - 1) / STRIPE_PAGES),
+        Math.floor(first / STRIPE_PAGES) === Math.floor((first + pages - 1) / STRIPE_PAGES) &&
+        lanes.carrierOf(lanes.laneOf(first)) === channel,
     };
   }
 
+  /**
+   * Marks what the packet may write before a byte of it is written: cut off in the middle, the page holds something, and must be cleared if it
+   * comes as zero next. @throws {MigrationError} ERR_RUN_OUT_OF_RANGE for a FLUSH of a lane that its channel does not carry.
+   */
   begin(header: PacketHeader, head: Buffer, dataPages: number): void {
+    if (header.kind === PacketKind.Flush) this.#checkLanes(header);
     this.#header = header;
     this.#head = head;
     this.#dataPages = dataPages;
     this.#run = 0;
     this.#runOffset = 0;
+    for (let run = 0; run < header.dataRuns; run++) this.#target.populated.setRun(this.#first(run), this.#pages(run));
+  }
+
+  #checkLanes({ lanes: bits, round }: PacketHeader): void {
+    const { lanes, channel } = this.#target;
+    for (const lane of lanesOfBits(bits))
+      if (lane >= lanes.lanes || lanes.carrierOf(lane) !== channel)
+        throw new MigrationError(
+          "ERR_RUN_OUT_OF_RANGE",
+          `FLUSH of round ${round} for lane ${lane}, which channel ${channel} does not carry`,
+        );
   }
 
   /** The (address, bytes) pieces that `readv` fills with this packet's raw pages; returns how many. */
@@ -89,24 +110,36 @@ export class PageStore implements PacketSink {
       this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
   }
 
-  /** The payload is in place: zero runs, hashes and the map of populated pages follow. */
+  /** The payload is in place: zero runs, hashes and the mark how far each lane is stored follow. */
   end(): void {
-    const { memory, hashes, populated } = this.#target;
-    const { dataRuns = 0, zeroRuns = 0 } = this.#header ?? {};
+    if (this.#header === undefined) return;
+    const { memory, hashes, populated, lanes } = this.#target;
+    const { kind, round, dataRuns, zeroRuns } = this.#header;
     for (let run = 0; run < dataRuns; run++) {
       const first = this.#first(run);
-      const pages = this.#pages(run);
-      populated.setRun(first, pages);
-      if (hashes !== undefined) for (let page = first; page < first + pages; page++) hashes.renew(page);
+      const end = first + this.#pages(run);
+      if (hashes !== undefined) for (let page = first; page < end; page++) hashes.renew(page);
+      this.#reach(first, end);
     }
     for (let run = dataRuns; run < dataRuns + zeroRuns; run++) {
       const first = this.#first(run);
-      for (let page = first; page < first + this.#pages(run); page++) {
+      const end = first + this.#pages(run);
+      for (let page = first; page < end; page++) {
         if (!populated.has(page)) continue; // never held anything: it reads as zero already, untouched
         memory.view(page, 1).fill(0);
         hashes?.forget(page);
       }
+      this.#reach(first, end);
     }
+    for (let lane = 0; lane < this.#ends.length; lane++) if (this.#ends[lane]! > 0) lanes.markStored(lane, round, this.#ends[lane]!);
+    this.#ends.fill(0);
+    // Only the lanes it names: one that was moved here since it was sent stands where its old carrier left it.
+    if (kind === PacketKind.Flush) for (const lane of lanesOfBits(this.#header.lanes)) lanes.markStored(lane, round, memory.pages);
+  }
+
+  #reach(first: number, end: number): void {
+    const lane = this.#target.lanes.laneOf(first);
+    if (end > this.#ends[lane]!) this.#ends[lane] = end;
   }
 
   #first(run: number): number {

@@ -9,7 +9,7 @@ import type { TestContext } from "node:test";
 import { MigrationError, OBSERVERS_MAX, PROTOCOL_VERSION } from "@precopy/protocol";
 import type { Address, ErrorCode, ProgressEvent } from "@precopy/protocol";
 import WebSocket from "ws";
-import { PAGES_PATH, PAGES_PROTOCOL, SWITCHING, connectPageChannel } from "./page-channel.js";
+import { PAGES_PATH, PAGES_PROTOCOL, connectPageChannel, switching } from "./page-channel.js";
 import type { ChannelName } from "./page-channel.js";
 import { AgentPort, greetAgent } from "./port.js";
 import type { PortHandlers } from "./port.js";
@@ -85,13 +85,13 @@ describe("AgentPort", () => {
     const { address } = await listen(context, {
       onPageChannel: (name, socket) => {
         names.push(name);
-        socket.end(SWITCHING);
+        socket.end(switching([]));
         return true;
       },
     });
     const socket = dial(context, address);
     socket.write(upgrade(`?session=${session}&channel=15&generation=2147483648`));
-    assert.equal(await readAll(socket), SWITCHING.toString());
+    assert.equal(await readAll(socket), switching([]).toString());
     assert.deepEqual(names, [{ session, channel: 15, generation: 2 ** 31 }]);
   });
 

@@ -120,7 +120,9 @@ export class AgentPort {
     // The URL is the peer's: a base makes every string one, and only known paths are served.
     const url = URL.canParse(incoming.url ?? "", "http://agent") ? new URL(incoming.url ?? "", "http://agent") : undefined;
     if (url?.pathname === CONTROL_PATH) {
-      this.#sockets.handleUpgrade(incoming, socket, head, (ws) => this.#handlers.onControl(new ControlChannel(ws)));
+      this.#sockets.handleUpgrade(incoming, socket, head, (ws) =>
+        this.#handlers.onControl(new ControlChannel(ws, incoming.socket.remoteAddress)),
+      );
     } else if (url?.pathname === EVENTS_PATH) {
       if (this.#observers.size >= OBSERVERS_MAX) return refuseUpgrade(socket, "503 Too Many Observers");
       this.#sockets.handleUpgrade(incoming, socket, head, (ws) => this.#observe(ws));

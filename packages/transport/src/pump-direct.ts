@@ -118,10 +118,6 @@ export function receiveDirect(
       checkSequence(header, sequence);
       need(socket.read(head, HEADER_BYTES, HEADER_BYTES + (header.dataRuns + header.zeroRuns) * RUN_BYTES));
       const dataPages = checkRunTable(head, header, store.bounds);
-      if (header.kind === PacketKind.Flush) {
-        onFlush(header);
-        continue;
-      }
       store.begin(header, head, dataPages);
       if (header.encoding === PageEncoding.Raw) need(socket.readAll(pieces, store.pieces(pieces)));
       else {
@@ -129,6 +125,7 @@ export function receiveDirect(
         store.payload(payload.subarray(0, header.payloadBytes));
       }
       store.end();
+      if (header.kind === PacketKind.Flush) onFlush(header);
     }
   } catch (error) {
     if (error instanceof MigrationError && error.code !== "ERR_SYSTEM_CALL") throw error;

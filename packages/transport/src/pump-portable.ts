@@ -15,8 +15,8 @@ export class PortableSendPump implements SendPump {
   readonly #mayGoOn: () => boolean;
   #failure: MigrationError | undefined;
 
-  /** @param mayGoOn asked while it waits for its turn: a socket that is neither read nor written tells nobody that it was shut down. */
-  constructor(socket: Socket, memory: GuestMemory, mayGoOn: () => boolean) {
+  /** @param mayGoOn asked while it waits for its turn. @param onLost once it is closed, in the middle of a round or between two. */
+  constructor(socket: Socket, memory: GuestMemory, mayGoOn: () => boolean, onLost: (failure: MigrationError) => void) {
     this.#socket = socket;
     this.#memory = memory;
     this.#mayGoOn = mayGoOn;
@@ -26,7 +26,10 @@ export class PortableSendPump implements SendPump {
     });
     socket.on("close", () => {
       this.#failure ??= new ChannelStopped();
+      onLost(this.#failure);
     });
+    // The peer sends nothing: what is read here is that it has gone.
+    socket.on("end", () => socket.destroy()).resume();
   }
 
   sendPages(head: Buffer, dataRuns: number): Promise<void> | undefined {
@@ -93,8 +96,8 @@ export function receivePortable(
     },
     payload: (bytes) => store.payload(bytes),
     end: () => {
+      store.end();
       if (current?.kind === PacketKind.Flush) onFlush(current);
-      else store.end();
     },
   });
   return new Promise((resolve, reject) => {

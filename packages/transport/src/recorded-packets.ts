@@ -2,7 +2,7 @@ import { GuestMemory, PageHashes, SegmentPool, allocateHashTable, pageKernels } 
 import type { Bitmap } from "@precopy/guest";
 import { HEADER_BYTES, PAGE_BYTES, RUN_BYTES } from "@precopy/protocol";
 import { PagePacker } from "./page-packer.js";
-import type { PackerSource, RoundSent } from "./page-packer.js";
+import type { LaneStart, PackerSource, RoundSent } from "./page-packer.js";
 import type { SendPump } from "./pump.js";
 
 /** A pump that keeps what it is given, for tests: one buffer a packet, as it would stand on the wire. */
@@ -36,6 +36,9 @@ export function fillRandom(memory: GuestMemory, first: number, pages: number, se
   pageKernels(memory)[0]?.fillRandom(memory.offsetOf(first), pages * PAGE_BYTES, BigInt(seed + 1) * 0x9e3779b97f4a7c15n);
 }
 
+/** All of the only lane. */
+export const WHOLE: readonly LaneStart[] = [{ lane: 0, page: 0 }];
+
 /** The sending end of one channel, over a recording pump. */
 export function recorder(
   memory: GuestMemory,
@@ -43,16 +46,17 @@ export function recorder(
 ): { packer: PagePacker; pump: RecordingPump; hashes: PageHashes } {
   const hashes = new PageHashes(memory, allocateHashTable(memory.pages));
   const pump = new RecordingPump(memory);
-  return { packer: new PagePacker({ memory, hashes, channel: 0, channels: 1, compression: "none", ...given }, pump), pump, hashes };
+  return { packer: new PagePacker({ memory, hashes, lanes: 1, compression: "none", ...given }, pump), pump, hashes };
 }
 
-/** One round of a fresh channel. */
+/** One round of a fresh channel; of lane 0 alone unless told otherwise. */
 export async function packRound(
   memory: GuestMemory,
   pages: Bitmap,
   given: Partial<PackerSource> = {},
+  from: readonly LaneStart[] = WHOLE,
 ): Promise<{ packets: Buffer[]; sent: RoundSent }> {
   const { packer, pump } = recorder(memory, given);
-  const sent = await packer.sendRound(1, pages);
+  const sent = await packer.sendRound(1, pages, from);
   return { packets: pump.packets, sent };
 }

@@ -1,0 +1,67 @@
+import type { Arbiter, Guest } from "@precopy/guest";
+import { LEASE_MS, LEASE_RENEW_MS, MigrationError } from "@precopy/protocol";
+
+export interface LeasePorts {
+  readonly arbiter: Arbiter;
+  readonly owner: string;
+  /** The guest that this agent owns at this moment, or undefined: none, or one whose hand-over is decided. */
+  owned(): Guest | undefined;
+  /** Stops it: by the arbiter's book it may soon run somewhere else, or does. */
+  stop(guest: Guest, reason: MigrationError): Promise<void>;
+  /** The lease holds again: it may go on. */
+  goOn(guest: Guest): void;
+}
+
+/**
+ * Keeps the arbiter's lease on the guest that is here. An owner that cannot renew stops its guest a while before the lease ends, so that nobody
+ * who sees it ended finds the guest still running.
+ */
+export class Lease {
+  readonly #ports: LeasePorts;
+  readonly #timer: NodeJS.Timeout;
+  #renewed: { readonly guest: Guest; readonly at: number } | undefined;
+  #stopped: Guest | undefined;
+  #isBusy = false;
+
+  constructor(ports: LeasePorts) {
+    this.#ports = ports;
+    this.#timer = setInterval(() => this.#tick(), LEASE_RENEW_MS);
+  }
+
+  end(): void {
+    clearInterval(this.#timer);
+  }
+
+  /** A renewal may take for ever; whether the lease still holds is looked at all the same. */
+  #tick(): void {
+    const guest = this.#ports.owned();
+    if (guest === undefined) return;
+    const now = performance.now();
+    if (this.#renewed?.guest !== guest) this.#renewed = { guest, at: now }; // it has just come, with a fresh lease
+    if (!this.#isBusy) void this.#renew(guest, now);
+    if (now - this.#renewed.at > LEASE_MS - 2 * LEASE_RENEW_MS)
+      this.#halt(guest, new MigrationError("ERR_ARBITER", "The arbiter does not answer"));
+  }
+
+  async #renew(guest: Guest, askedAt: number): Promise<void> {
+    const { arbiter, owner, owned, goOn } = this.#ports;
+    this.#isBusy = true;
+    try {
+      await arbiter.renew(guest.manifest.id, owner, guest.epoch);
+      this.#renewed = { guest, at: askedAt };
+      if (this.#stopped === guest && owned() === guest) goOn(guest);
+      this.#stopped = undefined;
+    } catch (thrown) {
+      const error = MigrationError.from(thrown);
+      if (error.code === "ERR_OWNED_ELSEWHERE") this.#halt(guest, error);
+    } finally {
+      this.#isBusy = false;
+    }
+  }
+
+  #halt(guest: Guest, reason: MigrationError): void {
+    if (this.#stopped === guest || this.#ports.owned() !== guest) return;
+    this.#stopped = guest;
+    this.#ports.stop(guest, reason).catch(() => {}); // a vCPU that does not stop has been told of by the guest itself
+  }
+}

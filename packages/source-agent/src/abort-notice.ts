@@ -1,0 +1,33 @@
+import { ABORT_TELL_MS, ACTIVE_TIMEOUT_MS, ASK_AGAIN_MS, MigrationError } from "@precopy/protocol";
+import type { Address } from "@precopy/protocol";
+import { ControlChannel } from "@precopy/transport";
+import type { Attempt } from "./control-link.js";
+
+/**
+ * A target that was sent the state may be prepared, and waits for a word that was lost with the link. Tells it, for ABORT_TELL_MS at most, that
+ * the attempt is over; it lets go of the memory then. Nothing depends on it but that memory.
+ */
+export async function tellAborted(to: Address, attempt: Attempt, reason: MigrationError, signal: AbortSignal): Promise<void> {
+  for (const until = performance.now() + ABORT_TELL_MS; performance.now() < until && !signal.aborted; ) {
+    if (await hasHeard(to, attempt, reason, signal).catch(() => false)) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, ASK_AGAIN_MS);
+      signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    });
+  }
+}
+
+async function hasHeard(to: Address, attempt: Attempt, reason: MigrationError, signal: AbortSignal): Promise<boolean> {
+  const control = await ControlChannel.connect(to, signal);
+  try {
+    const late = (): MigrationError => new MigrationError("ERR_PEER_DEAD", "No answer");
+    const answered = control.expect(["owner"], ACTIVE_TIMEOUT_MS, late);
+    control.send({ type: "ask", ...attempt });
+    const { phase } = await answered;
+    if (phase !== "prepared" && phase !== "receiving") return true;
+    control.send({ type: "abort", code: reason.code, message: reason.message.slice(0, 1000) });
+    return false; // asked once more: the abort may be lost, too
+  } finally {
+    control.close(reason);
+  }
+}
