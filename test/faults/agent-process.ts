@@ -12,11 +12,12 @@ export interface Exit {
 
 type Line = { readonly type?: string } & Record<string, unknown>;
 
-/** All that are alive: whoever started them may be killed by a signal. */
+/** All that are alive: none outlives whoever started it. */
 const alive = new Set<ChildProcess>();
 process.on("exit", () => {
   for (const child of alive) child.kill("SIGKILL");
 });
+for (const [signal, code] of [["SIGINT", 130] as const, ["SIGTERM", 143] as const]) process.once(signal, () => process.exit(code));
 
 /** An agent as a process of its own: JSON lines from its standard output, its log in a file. */
 export class AgentProcess {
