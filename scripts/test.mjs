@@ -1,5 +1,5 @@
-// Runs the compiled tests under c8: unit and compliance tests two at a time, then the end-to-end tests one after another, because they
-// wait for real processes. `node scripts/test.mjs packages` or `e2e` runs one part only.
+// Runs the compiled tests under c8, two files at a time: unit and compliance tests, then the end-to-end tests, which mostly wait for time-outs
+// of real processes. `node scripts/test.mjs packages` or `e2e` runs one part only.
 import { spawnSync } from "node:child_process";
 import { readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -15,7 +15,7 @@ const testFiles = (folder) =>
 
 const parts = [
   { name: "packages", files: testFiles("packages"), concurrency: 2 },
-  { name: "e2e", files: testFiles("test/dist"), concurrency: 1 },
+  { name: "e2e", files: testFiles("test/dist"), concurrency: 2 },
 ].filter(({ name }) => only === undefined || only === name);
 
 let isFailed = false;
