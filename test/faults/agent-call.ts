@@ -57,10 +57,13 @@ export const askStatus = (socketPath: string): Promise<Answer<Status>> =>
 
 export const askCancel = (socketPath: string): Promise<Answer<unknown>> => call(socketPath, { command: "cancel" });
 
-/** An operator's word; an agent without the command answers ERR_BAD_MESSAGE. */
+/** An operator's word; an agent without the command answers ERR_BAD_MESSAGE. isRolledBack: what the guest did last may be lost. */
 export const askResolve = (
   socketPath: string,
   guest: string,
   way: "take-back" | "give-up",
   isRollbackAccepted: boolean,
-): Promise<Answer<unknown>> => call(socketPath, { command: "resolve", guest, way, isOtherSideFenced: true, isRollbackAccepted });
+): Promise<Answer<{ readonly isRolledBack: boolean }>> =>
+  call(socketPath, { command: "resolve", guest, way, isOtherSideFenced: true, isRollbackAccepted }) as Promise<
+    Answer<{ readonly isRolledBack: boolean }>
+  >; // what `resolve` answers

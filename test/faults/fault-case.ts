@@ -220,7 +220,7 @@ export const everyPoint = (): readonly FaultCase[] =>
         seed: 2 * at + which,
         flavour: "mmu",
         from: which === 0 ? "a" : "b",
-        parameters: isSlow ? { maxBandwidthBytesPerSecond: SLOW } : {},
+        parameters: { downtimeLimitMs: 500, ...(isSlow && { maxBandwidthBytesPerSecond: SLOW }) },
         faults: [fault(`${point}=${action}`), ...faults],
         restartAfterMs: 100,
         isPatient: false,
@@ -298,9 +298,12 @@ function deriveParameters(random: Random): Partial<MigrationParameters> {
     multifdChannels: random.between(1, 4),
     multifdCompression: random.chance(0.3) ? "lz4" : "none",
     maxBandwidthBytesPerSecond: Number(maxBandwidthBytesPerSecond),
-    downtimeLimitMs: random.pick([300, 100, 1000]),
+    downtimeLimitMs: random.pick([300, 1000, 2000]),
   };
 }
+
+/** Longer than an operator waits for an agent that is dead. */
+const GONE_FOR_LONG_MS = 15_000;
 
 /** The case of a seed: always the same one. @param forced faults to take in place of the seed's own. */
 export function deriveCase(seed: number, forced?: readonly Fault[]): FaultCase {
@@ -312,7 +315,7 @@ export function deriveCase(seed: number, forced?: readonly Fault[]): FaultCase {
   for (let left = Number(random.weighted({ 1: 5, 2: 4, 3: 2 })); left > 0; left--) {
     const hasHold = faults.some((one) => one.kind === "point" && one.holdMs !== undefined);
     const kind = random.weighted({ point: 4, wire: 4, timed: 3 });
-    if (kind === "point") faults.push(...pointFaults(random).filter((one) => !faults.some((other) => isSamePoint(one, other))));
+    if (kind === "point") faults.push(...pointFaults(random).filter((one) => !faults.some((other) => isInTheWay(one, other))));
     else faults.push(kind === "wire" ? wireFault(random, LIMITS) : timedFault(random, hasHold));
   }
   return {
@@ -321,7 +324,7 @@ export function deriveCase(seed: number, forced?: readonly Fault[]): FaultCase {
     from,
     parameters,
     faults: forced ?? faults,
-    restartAfterMs: random.spread(30, 2000),
+    restartAfterMs: random.chance(0.9) ? random.spread(30, 2000) : GONE_FOR_LONG_MS,
     isPatient: random.chance(0.08),
     mayRollBack: random.chance(0.5),
   };
@@ -345,5 +348,9 @@ export function deriveMildCase(seed: number, flavour: Flavour, from: Name): Faul
   return { seed, flavour, from, parameters, faults: faults[kind](), restartAfterMs: 0, isPatient: false, mayRollBack: false };
 }
 
-/** An agent does one thing at a point. */
-const isSamePoint = (one: Fault, other: Fault): boolean => one.kind === "point" && other.kind === "point" && one.point === other.point;
+/** An agent does one thing at a point, and dies once. */
+function isInTheWay(one: Fault, other: Fault): boolean {
+  if (one.kind !== "point" || other.kind !== "point") return false;
+  const isSameAgent = one.point.slice(0, 6) === other.point.slice(0, 6);
+  return one.point === other.point || (isSameAgent && one.holdMs === undefined && other.holdMs === undefined);
+}

@@ -10,18 +10,19 @@ const samples = (count: number, of: (at: number) => readonly [number, number, nu
   });
 
 it("a process that swings, and fills its pools in the beginning, has not grown", () => {
-  const swinging = samples(60, (at) => [150 + ((at * 37) % 31), at < 10 ? 40 + at : 50, at < 10 ? 12 : 20]);
+  const swinging = samples(60, (at) => [150 + ((at * 37) % 81), at < 10 ? 40 + at : 50, at < 10 ? 12 : 20]);
   assert.deepEqual(growthOf(swinging).grown, []);
 });
 
-it("a descriptor lost in every tenth sample, a thread, and half a MiB a sample are each found", () => {
+it("a descriptor lost in every tenth sample, a thread, and a MiB a sample are each found", () => {
   assert.deepEqual(growthOf(samples(60, (at) => [150, 50 + Math.floor(at / 10), 20])).grown, ["descriptors from 51 to 55"]);
   assert.deepEqual(growthOf(samples(60, (at) => [150, 50, 20 + Math.floor(at / 10)])).grown, ["threads from 21 to 25"]);
-  assert.deepEqual(growthOf(samples(120, (at) => [150 + at / 2, 50, 20])).grown, ["residentMiB from 168 to 204"]);
+  assert.deepEqual(growthOf(samples(120, (at) => [150 + at, 50, 20])).grown, ["residentMiB from 186 to 258"]);
 });
 
 it("a few samples prove nothing", () => {
   assert.deepEqual(growthOf(samples(5, (at) => [100 * at, 100 * at, 100 * at])).grown, []);
+  assert.deepEqual(growthOf(samples(20, (at) => [100 * at, 50, 20])).grown, [], "memory needs more of them than descriptors do");
 });
 
 it("this process has memory, descriptors and threads", () => {

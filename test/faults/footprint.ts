@@ -17,23 +17,18 @@ export function footprintOf(pid: number): Footprint {
   };
 }
 
-const KEYS = ["residentMiB", "descriptors", "threads"] as const;
-/** By how much the median of a stretch may differ from an earlier one's: the collector lets memory swing, pools fill up to their most. */
-const GROWTH_MAX: Footprint = { residentMiB: 24, descriptors: 2, threads: 2 };
+/** By how much the median of a stretch may exceed an earlier one's: memory swings by 80 MiB with the collector, pools fill up to their most. */
+const GROWTH_MAX: Footprint = { residentMiB: 48, descriptors: 2, threads: 2 };
+/** Samples in a stretch from which on its median says something. */
+const STRETCH_MIN: Footprint = { residentMiB: 12, descriptors: 3, threads: 3 };
 /** Left out at the beginning, where pools fill: as a share of all samples. */
 const WARM_UP_SHARE = 0.2;
 const STRETCH_SHARE = 0.2;
-const STRETCH_MIN = 3;
 
 function median(values: readonly number[]): number {
   const sorted = values.toSorted((one, another) => one - another);
   return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
 }
-
-const medians = (samples: readonly Footprint[]): Footprint => {
-  const of = (key: (typeof KEYS)[number]): number => median(samples.map((sample) => sample[key]));
-  return { residentMiB: of("residentMiB"), descriptors: of("descriptors"), threads: of("threads") };
-};
 
 export interface Growth {
   readonly early: Footprint;
@@ -45,10 +40,18 @@ export interface Growth {
 /** Compares two stretches of one process's samples, one behind the warm-up and one at the end. Moments say nothing: memory swings. */
 export function growthOf(samples: readonly Footprint[]): Growth {
   const from = Math.floor(samples.length * WARM_UP_SHARE);
-  const length = Math.max(STRETCH_MIN, Math.floor(samples.length * STRETCH_SHARE));
-  const early = medians(samples.slice(from, from + length));
-  const late = medians(samples.slice(-length));
-  const isEnough = samples.length >= from + 2 * length;
-  const grown = KEYS.filter((key) => isEnough && late[key] - early[key] > GROWTH_MAX[key]);
-  return { early, late, grown: grown.map((key) => `${key} from ${early[key]} to ${late[key]}`) };
+  const grown: string[] = [];
+  const compare = (key: keyof Footprint): readonly [number, number] => {
+    const length = Math.max(STRETCH_MIN[key], Math.floor(samples.length * STRETCH_SHARE));
+    const values = samples.map((sample) => sample[key]);
+    const [early, late] = [median(values.slice(from, from + length)), median(values.slice(-length))];
+    if (samples.length >= from + 2 * length && late - early > GROWTH_MAX[key]) grown.push(`${key} from ${early} to ${late}`);
+    return [early, late];
+  };
+  const [memory, descriptors, threads] = [compare("residentMiB"), compare("descriptors"), compare("threads")];
+  return {
+    early: { residentMiB: memory[0], descriptors: descriptors[0], threads: threads[0] },
+    late: { residentMiB: memory[1], descriptors: descriptors[1], threads: threads[1] },
+    grown,
+  };
 }

@@ -101,7 +101,8 @@ export class CaseRun {
   readonly #wrong: string[] = [];
   readonly #deaths: Death[] = [];
   readonly #timers: NodeJS.Timeout[] = [];
-  readonly #restarts: Promise<void>[] = [];
+  /** Starts at once what would be off for longer. */
+  #hurry: () => void = () => {};
   /** Told to end, or to be killed: its end is no surprise. */
   readonly #doomed = new Set<Role>();
   #answer: Answer<MigrationReport> | undefined;
@@ -206,13 +207,11 @@ export class CaseRun {
     this.#doomed.delete(role);
     this.#deaths.push({ role, atMs: performance.now() });
     const restart = async (): Promise<void> => {
-      await sleep(this.#case.restartAfterMs);
+      await Promise.race([sleep(this.#case.restartAfterMs), new Promise<void>((resolve) => (this.#hurry = resolve))]);
       await side.start("target", "listening");
       this.#watch(role);
     };
-    const restarting = restart();
-    restarting.catch((error: unknown) => this.#wrong.push(`the ${role} does not start again: ${String(error)}`));
-    this.#restarts.push(restarting);
+    restart().catch((error: unknown) => this.#wrong.push(`the ${role} does not start again: ${String(error)}`));
   }
 
   /** The timed faults that count from here. */
@@ -275,13 +274,12 @@ export class CaseRun {
     let changedMs = fromMs;
     let before = "";
     for (;;) {
-      await Promise.all(this.#restarts.splice(0)); // those that die meanwhile are awaited in the next round
       const [source, target] = await Promise.all([this.#sides.source.status(), this.#sides.target.status()]);
       const now = `${phaseOf(source)}, ${phaseOf(target)}`;
       if (now !== before) changedMs = performance.now();
       before = now;
       const settled = await this.#look(source, target, performance.now() - changedMs);
-      if (settled !== undefined && this.#restarts.length === 0) return settled;
+      if (settled !== undefined) return settled;
       if (performance.now() - fromMs > SETTLE_MS) throw new Error(`stuck: source ${phaseOf(source)}, target ${phaseOf(target)}`);
       await sleep(POLL_MS);
     }
@@ -290,7 +288,15 @@ export class CaseRun {
   /** @param quietMs for how long nothing has changed. @returns undefined: not settled. */
   async #look(source: Status | undefined, target: Status | undefined, quietMs: number): Promise<Settled | undefined> {
     const [sourcePhase, targetPhase] = [phaseOf(source), phaseOf(target)];
-    if (source === undefined || target === undefined) return undefined;
+    // The host of one side is off for long, and the other side cannot decide without it: the operator does not wait.
+    if (target === undefined && this.#hasDied("target") && sourcePhase === "in-doubt" && quietMs >= DOUBT_MS) return this.#decideDoubt();
+    if (source === undefined && this.#hasDied("source") && targetPhase === "prepared" && quietMs >= DOUBT_MS)
+      return this.#decideCopy(targetPhase);
+    if (source === undefined || target === undefined) {
+      const isWaitedFor = sourcePhase === "in-doubt" || targetPhase === "prepared";
+      if (!isWaitedFor && quietMs >= LEFTOVER_MS) this.#hurry();
+      return undefined;
+    }
     if (sourcePhase === "running" && targetPhase === "running") throw new Error("both sides say that they run the guest");
     if (sourcePhase === "failed" || targetPhase === "failed") throw new Error("the guest failed");
     if (sourcePhase === "in-doubt" && targetPhase !== "running") return quietMs < DOUBT_MS ? undefined : this.#decideDoubt();
@@ -319,6 +325,7 @@ export class CaseRun {
       return { owner: undefined, epoch: 0 };
     }
     this.#didOperatorDecide = true;
+    if (answer.type === "ok") this.#isRolledBack = answer.value.isRolledBack;
     if (answer.type === "error" && answer.code === "ERR_ROLLBACK") {
       this.#isRolledBack = this.#case.mayRollBack;
       const last = await askResolve(socket, guest, this.#case.mayRollBack ? "take-back" : "give-up", this.#case.mayRollBack);
@@ -341,7 +348,7 @@ export class CaseRun {
     const first = await askResolve(socket, guest, "take-back", false);
     const mayAccept = first.type === "error" && first.code === "ERR_ROLLBACK" && this.#case.mayRollBack;
     const answer = mayAccept ? await askResolve(socket, guest, "take-back", true) : first;
-    this.#isRolledBack = mayAccept;
+    this.#isRolledBack = answer.type === "ok" && answer.value.isRolledBack;
     this.#isClaimed = answer.type === "ok";
     if (answer.type === "error") await askCancel(socket);
     if (answer.type === "error" && answer.code !== "ERR_ROLLBACK" && answer.code !== "ERR_BAD_MESSAGE")
@@ -369,6 +376,7 @@ export class CaseRun {
 
   async #judge({ owner, epoch }: Settled): Promise<Outcome> {
     if (this.#doubtFromMs !== undefined) this.#doubtToMs ??= performance.now();
+    await this.#clearJournals(owner);
     this.#checkAnswer(owner);
     if (owner === undefined) return this.#judgeGone();
     const home = this.#sides[owner];
@@ -396,6 +404,26 @@ export class CaseRun {
     if (owner === "target") return "moved";
     if (this.#phase === "taken-back") return "taken back";
     return this.#answer?.type === "error" && this.#answer.code === "ERR_CANCELLED" ? "cancelled" : "stayed";
+  }
+
+  /**
+   * An agent that was started anew may have to ask for the end of what its journal calls in doubt. If the guest is somewhere it hears so; if
+   * it is nowhere, nobody can tell it but an operator.
+   */
+  async #clearJournals(owner: Role | undefined): Promise<void> {
+    const { guest } = this.#lab;
+    for (const [role, side] of Object.entries(this.#sides) as [Role, Side][]) {
+      const isClear = async (): Promise<boolean> => !(await side.status())?.unresolved?.some((one) => one.guest === guest);
+      if (this.#isNever || (await isClear())) continue;
+      this.#doubtFromMs ??= this.#deaths.find((death) => death.role === role)?.atMs ?? performance.now();
+      for (const untilMs = performance.now() + DOUBT_MS; !(await isClear()) && performance.now() < untilMs; ) await sleep(POLL_MS);
+      if (!(await isClear()) && owner === undefined) {
+        this.#didOperatorDecide = true;
+        await askResolve(side.socket, guest, "give-up", false);
+      }
+      this.#doubtToMs = performance.now();
+      if (!(await isClear())) this.#wrong.push(`the ${role} does not know what became of the guest`);
+    }
   }
 
   async #judgeGone(): Promise<Outcome> {

@@ -32,7 +32,7 @@ const GUEST = [
   ...["--working-set", "4MiB"],
   ...["--dirty-rate", "3000"],
 ];
-const SAMPLE_EVERY_MS = Math.min(10_000, (minutes * 60_000) / 30);
+const SAMPLE_EVERY_MS = 6000;
 /** Connections take a moment to end behind a migration. */
 const QUIET_MS = 1500;
 

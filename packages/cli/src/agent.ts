@@ -76,7 +76,7 @@ export class Agent {
       ...roles,
       pump: choosePump(options.pump),
       ownership: (guest) => this.ownership(guest),
-      onAdmitted: (guest) => this.#source.forget(guest),
+      onOwned: (guest) => this.#source.forget(guest),
       onPhase: (guest, epoch, phase, cause) => {
         const failure = cause === undefined ? {} : { code: cause.code, remedy: cause.remedy, reason: cause.message };
         log[cause === undefined ? "info" : "warn"]({ guest, epoch, phase, ...failure }, `incoming guest ${phase}`);
@@ -88,15 +88,9 @@ export class Agent {
       new Lease({
         ...this.#arbiter,
         owned: () => (this.#source.isDecided ? undefined : this.#registry.guest),
-        stop: async (guest, reason) => {
-          log.error({ guest: guest.manifest.id, code: reason.code, remedy: reason.remedy }, `the guest stands still: ${reason.message}`);
-          await this.#source.cancel().catch(() => {}); // it would pause the guest as well
-          if (this.#registry.guest === guest) await guest.pause();
-        },
-        goOn: (guest) => {
-          log.warn({ guest: guest.manifest.id }, "the arbiter's lease holds again, the guest goes on");
-          guest.resume();
-        },
+        onHeld: (guest, { code, remedy, message }) =>
+          log.error({ guest: guest.manifest.id, code, remedy }, `the guest stands still: ${message}`),
+        onReleased: (guest) => log.warn({ guest: guest.manifest.id }, "the arbiter's lease holds again, the guest goes on"),
       });
   }
 
@@ -165,24 +159,43 @@ export class Agent {
   async boot(id: string, options: GuestOptions): Promise<void> {
     const hasNic = this.#options.switchAddress !== undefined;
     const manifest = layOutGuest(id, options.memoryBytes, vcpuOrders(id, options), hasNic, this.#host.workloads);
+    await this.#checkNobodyHasIt(id);
     const reservation = this.#registry.reserve(id, options.memoryBytes, undefined);
     try {
       const epoch = Math.max(reservation.epoch, ((await this.#arbiter?.arbiter.read(id))?.epoch ?? 0) + 1);
       await this.#arbiter?.arbiter.acquire(id, this.#arbiter.owner, epoch);
       const guest = await Guest.create(manifest, this.#host);
       try {
-        await guest.boot();
+        await guest.boot(); // may take longer than a lease lasts
+        await this.#arbiter?.arbiter.renew(id, this.#arbiter.owner, epoch);
+        this.#registry.journal.record(id, epoch, "booted");
         await guest.run(epoch, false);
       } catch (error) {
         await guest.destroy();
         throw error;
       }
-      this.#registry.journal.record(id, epoch, "booted");
       reservation.keep(guest);
       this.#log.info({ guest: id, epoch, memoryBytes: options.memoryBytes, dirtyLog: guest.dirtyLog }, "guest runs");
     } finally {
       reservation.release();
     }
+  }
+
+  /**
+   * The last word here is of an attempt whose other side may have a copy, or run it: that side is asked before a new guest of this id boots.
+   * @throws {MigrationError} ERR_OWNED_ELSEWHERE, ERR_UNRESOLVED if it cannot be asked
+   */
+  async #checkNobodyHasIt(id: string): Promise<void> {
+    const last = this.#registry.journal.read(id).at(-1);
+    if (last === undefined || !["offered", "aborted", "prepared", "refused"].includes(last.decision)) return;
+    const { there, thereError } = await this.whoOwns(id, undefined);
+    if (there === null)
+      throw new MigrationError(
+        "ERR_UNRESOLVED",
+        `Guest ${id} was to move at epoch ${last.epoch}, and the other side ${last.peer ?? ""} cannot be asked: ${thereError?.message ?? "it is not known"}`,
+      );
+    if (["owner", "in-doubt", "receiving", "prepared"].includes(there.standing))
+      throw new MigrationError("ERR_OWNED_ELSEWHERE", `Guest ${id} is ${there.standing} at ${String(last.peer)}, epoch ${there.epoch}`);
   }
 
   /** @throws {MigrationError} whatever ended it; the guest then runs here as before. */
@@ -253,7 +266,8 @@ export class Agent {
       return { ...done, guest, isRolledBack: done.copyAt !== undefined, copyAt: this.#copyAt };
     }
     const { standing } = this.ownership(guest);
-    if (request.way === "give-up" && (standing === "moved" || standing === "gone")) return this.#forgetGuest(request, standing);
+    const isJournalOnly = standing === "moved" || standing === "gone" || standing === "refused" || standing === "unknown";
+    if (request.way === "give-up" && isJournalOnly) return this.#forgetGuest(request, standing);
     const done = await this.#source.resolve(guest, request);
     if (done.copyAt !== undefined) this.#copyAt = told(done.copyAt);
     this.#log.warn({ ...done }, `guest ${guest} ${done.outcome} by the operator`);
@@ -261,10 +275,11 @@ export class Agent {
   }
 
   /** Only the journal knows of it: with this it may be booted anew. */
-  #forgetGuest({ guest, isOtherSideFenced }: ResolveRequest, standing: "moved" | "gone"): Resolution {
+  #forgetGuest({ guest, isOtherSideFenced }: ResolveRequest, standing: string): Resolution {
     const { epoch, peer } = this.ownership(guest);
-    if (standing === "moved" && !isOtherSideFenced)
-      throw new MigrationError("ERR_NOT_FENCED", `Guest ${guest} moved to ${String(peer)} at epoch ${epoch}, and may run there`);
+    if (epoch === 0) throw new MigrationError("ERR_NOTHING_TO_RESOLVE", `Guest ${guest} was never here`);
+    if (peer !== null && !isOtherSideFenced)
+      throw new MigrationError("ERR_NOT_FENCED", `Guest ${guest} is ${standing} here at epoch ${epoch}, and may run at ${peer}`);
     this.#registry.journal.record(guest, epoch, "given-up");
     return { guest, epoch, outcome: "given-up", isRolledBack: false, copyAt: null };
   }
@@ -326,14 +341,15 @@ export class Agent {
   async close(): Promise<boolean> {
     if (this.#isClosed) return false;
     this.#isClosed = true;
-    this.#lease?.end();
     const isLeftInDoubt = await this.#source.close();
     await this.#target.close();
+    await this.#port?.close();
     const { guest } = this.#registry;
+    await guest?.destroy();
+    this.#lease?.end();
+    // Only when nothing of it runs any more may somebody else have it.
     if (guest !== undefined && !isLeftInDoubt)
       await this.#arbiter?.arbiter.release(guest.manifest.id, this.#arbiter.owner, guest.epoch).catch(() => {}); // its lease ends by itself
-    await this.#port?.close();
-    await this.#registry.guest?.destroy();
     this.#registry.journal.close();
     await Promise.all([this.#host.threads.end(), this.#channelThreads.end(), this.#host.memory.end()]);
     return isLeftInDoubt;

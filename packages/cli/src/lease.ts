@@ -6,10 +6,10 @@ export interface LeasePorts {
   readonly owner: string;
   /** The guest that this agent owns at this moment, or undefined: none, or one whose hand-over is decided. */
   owned(): Guest | undefined;
-  /** Stops it: by the arbiter's book it may soon run somewhere else, or does. */
-  stop(guest: Guest, reason: MigrationError): Promise<void>;
-  /** The lease holds again: it may go on. */
-  goOn(guest: Guest): void;
+  /** It stands still from now on: by the arbiter's book it may soon run somewhere else, or does. */
+  onHeld(guest: Guest, reason: MigrationError): void;
+  /** The lease holds again. */
+  onReleased(guest: Guest): void;
 }
 
 /**
@@ -20,7 +20,7 @@ export class Lease {
   readonly #ports: LeasePorts;
   readonly #timer: NodeJS.Timeout;
   #renewed: { readonly guest: Guest; readonly at: number } | undefined;
-  #stopped: Guest | undefined;
+  #held: Guest | undefined;
   #isBusy = false;
 
   constructor(ports: LeasePorts) {
@@ -35,33 +35,41 @@ export class Lease {
   /** A renewal may take for ever; whether the lease still holds is looked at all the same. */
   #tick(): void {
     const guest = this.#ports.owned();
-    if (guest === undefined) return;
+    if (guest === undefined) {
+      this.#renewed = undefined;
+      return;
+    }
     const now = performance.now();
-    if (this.#renewed?.guest !== guest) this.#renewed = { guest, at: now }; // it has just come, with a fresh lease
+    // It came since the last look, with a lease as old as that at most.
+    if (this.#renewed?.guest !== guest) this.#renewed = { guest, at: now - LEASE_RENEW_MS };
     if (!this.#isBusy) void this.#renew(guest, now);
     if (now - this.#renewed.at > LEASE_MS - 2 * LEASE_RENEW_MS)
-      this.#halt(guest, new MigrationError("ERR_ARBITER", "The arbiter does not answer"));
+      this.#hold(guest, new MigrationError("ERR_ARBITER", "The arbiter does not answer"));
   }
 
   async #renew(guest: Guest, askedAt: number): Promise<void> {
-    const { arbiter, owner, owned, goOn } = this.#ports;
+    const { arbiter, owner, owned, onReleased } = this.#ports;
     this.#isBusy = true;
     try {
       await arbiter.renew(guest.manifest.id, owner, guest.epoch);
+      if (owned() !== guest) return;
       this.#renewed = { guest, at: askedAt };
-      if (this.#stopped === guest && owned() === guest) goOn(guest);
-      this.#stopped = undefined;
+      if (this.#held !== guest) return;
+      this.#held = undefined;
+      guest.release();
+      onReleased(guest);
     } catch (thrown) {
       const error = MigrationError.from(thrown);
-      if (error.code === "ERR_OWNED_ELSEWHERE") this.#halt(guest, error);
+      if (error.code === "ERR_OWNED_ELSEWHERE") this.#hold(guest, error);
     } finally {
       this.#isBusy = false;
     }
   }
 
-  #halt(guest: Guest, reason: MigrationError): void {
-    if (this.#stopped === guest || this.#ports.owned() !== guest) return;
-    this.#stopped = guest;
-    this.#ports.stop(guest, reason).catch(() => {}); // a vCPU that does not stop has been told of by the guest itself
+  #hold(guest: Guest, reason: MigrationError): void {
+    if (this.#held === guest || this.#ports.owned() !== guest) return;
+    this.#held = guest;
+    guest.hold().catch(() => {}); // a vCPU that does not stop has been told of by the guest itself
+    this.#ports.onHeld(guest, reason);
   }
 }

@@ -120,7 +120,8 @@ export class ResumingSource {
     life.after ??= this.#bury(life);
     const next = await life.after;
     if (next !== undefined) {
-      const points = from.map(({ lane }) => next.stored.find((one) => one.lane === lane) ?? { lane, round: 0, page: 0 });
+      // A lane that is not named was moved there after the answer: the generation that died never carried it, so it stands where it was moved from.
+      const points = from.map(({ lane, page }) => next.stored.find((one) => one.lane === lane) ?? { lane, round, page });
       for (const point of points) this.#countResent(life, round, pages, point);
       return this.#deliver(
         next,

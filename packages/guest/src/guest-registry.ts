@@ -46,7 +46,7 @@ export class GuestRegistry {
     if (present !== undefined) throw new MigrationError("ERR_AGENT_FULL", `This agent holds guest ${present}; it takes one`);
     if (offered === undefined) this.#checkDeparture(guestId);
     const latest = this.journal.latestEpoch(guestId);
-    const epoch = offered ?? latest + 1;
+    const epoch = offered ?? this.journal.nextEpoch(guestId);
     if (epoch <= latest)
       throw new MigrationError("ERR_EPOCH", `Guest ${guestId} is offered at epoch ${epoch}; epoch ${latest} was seen here`);
     if (this.#memoryLimitBytes !== undefined && memoryBytes > this.#memoryLimitBytes)

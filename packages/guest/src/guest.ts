@@ -90,6 +90,9 @@ export class Guest {
   #devices: readonly Device[] = [];
   #hashes: HashTable | undefined;
   #arrived: Uint32Array | undefined;
+  /** Somebody let it run, and nobody paused it since. */
+  #mayRun = false;
+  #isHeld = false;
   /** Owner epoch; raised by every hand-over. */
   epoch = 0;
   /** Why it does not run any more, or not in full. */
@@ -206,6 +209,7 @@ export class Guest {
   /** After boot or load. Resolves when every vCPU runs. */
   async run(epoch: number, isMoved: boolean): Promise<void> {
     this.epoch = epoch;
+    this.#mayRun = true;
     await Promise.all(this.#vcpus.map((vcpu) => vcpu.run()));
     for (const device of this.#devices) device.start(epoch, isMoved);
   }
@@ -223,6 +227,7 @@ export class Guest {
    * @throws {MigrationError} ERR_WORKLOAD_FAILED
    */
   async pause(): Promise<GuestState> {
+    this.#mayRun = false;
     try {
       const registers = await Promise.all(this.#vcpus.map((vcpu) => vcpu.pause()));
       const clockMs = this.clock.now();
@@ -237,8 +242,28 @@ export class Guest {
   /** After a pause: everything goes on where it stood, as if nothing had happened. */
   resume(epoch = this.epoch): void {
     this.epoch = epoch;
+    this.#mayRun = true;
+    if (!this.#isHeld) this.#goOn();
+  }
+
+  #goOn(): void {
     for (const vcpu of this.#vcpus) vcpu.resume();
     for (const device of this.#devices) device.start(this.epoch, false);
+  }
+
+  /** Keeps it still until `release`, whoever pauses and resumes it meanwhile. @throws {MigrationError} ERR_WORKLOAD_FAILED */
+  async hold(): Promise<void> {
+    this.#isHeld = true;
+    if (!this.#mayRun) return;
+    await Promise.all(this.#vcpus.map((vcpu) => vcpu.pause()));
+    if (this.#isHeld && this.#mayRun) for (const device of this.#devices) device.quiesce();
+  }
+
+  /** After `hold`: it goes on if it would have run all the while. */
+  release(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    if (this.#mayRun) this.#goOn();
   }
 
   /** Ends it: threads first, then its pages, then its segments go back for the next guest. */

@@ -131,6 +131,16 @@ export class Journal {
     return this.read(guest).reduce((latest, { epoch }) => Math.max(latest, epoch), 0);
   }
 
+  /**
+   * An epoch that nobody can have taken: above all that this agent met, and above the one after an attempt that ended without a word here, which
+   * the other side takes when it takes the guest back, or claims a copy.
+   */
+  nextEpoch(guest: string): number {
+    const last = this.read(guest).at(-1);
+    const isOpen = last?.decision === "offered" || last?.decision === "committed" || last?.decision === "prepared";
+    return this.latestEpoch(guest) + (isOpen ? 2 : 1);
+  }
+
   /** Ids of all guests with a journal here, in order. */
   guests(): string[] {
     return readdirSync(this.#folder, { withFileTypes: true })

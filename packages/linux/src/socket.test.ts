@@ -30,7 +30,7 @@ const piecesOver = (memory: SharedArrayBuffer, sizes: readonly number[]): BigUin
 };
 if (!isMainThread) {
   const { call, fd, pollMs, memory, pieces, control } = workerData as Order; // only startThread below starts this
-  const socket = new BlockingSocket(fd, pollMs, () => {
+  const socket = new BlockingSocket(fd, pollMs, 10_000, () => {
     Atomics.add(control, 0, 1);
     Atomics.notify(control, 0);
     return Atomics.load(control, 1) === 0;
@@ -104,7 +104,7 @@ if (isMainThread)
         const [outgoing, incoming] = [sizesOf(4000, 5000, bytes), sizesOf(3000, 6000, bytes)];
         assert.ok(outgoing.length > 3 * PIECES_MAX && incoming.length > 2 * PIECES_MAX);
         const reader = await startThread({ call: "readAll", fd: far.fd, pollMs: 50, memory: got, pieces: incoming, control: newControl() });
-        assert.equal(new BlockingSocket(near.fd, 50, yes).writeAll(piecesOver(sent, outgoing), outgoing.length), true);
+        assert.equal(new BlockingSocket(near.fd, 50, 10_000, yes).writeAll(piecesOver(sent, outgoing), outgoing.length), true);
         assert.equal(await reader.outcome, true);
         assert.equal(Buffer.compare(new Uint8Array(sent), new Uint8Array(got)), 0);
       }));
@@ -124,7 +124,7 @@ if (isMainThread)
         });
         while (Atomics.load(control, 0) < 3) Atomics.wait(control, 0, Atomics.load(control, 0), 100); // three time-outs: the buffers are full
         const got = Buffer.alloc(bytes);
-        const socket = new BlockingSocket(near.fd, 50, yes);
+        const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
         for (let at = 0; at < bytes; at += 2 ** 18) assert.equal(socket.read(got, at, at + 2 ** 18), true);
         assert.equal(await writer.outcome, true);
         assert.equal(Buffer.compare(new Uint8Array(sent), got), 0);
@@ -135,7 +135,7 @@ if (isMainThread)
         const got = new SharedArrayBuffer(1000);
         const control = newControl();
         const reader = await startThread({ call: "readAll", fd: far.fd, pollMs: 5, memory: got, pieces: [400, 600], control });
-        const socket = new BlockingSocket(near.fd, 50, yes);
+        const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
         const sent = new Uint8Array(numbered(1000));
         for (const [from, to] of [
           [0, 399],
@@ -155,13 +155,13 @@ if (isMainThread)
         let asked = 0;
         const until = (times: number) => (): boolean => ++asked < times;
         const memory = new SharedArrayBuffer(64 * 2 ** 20); // more than any socket buffer
-        assert.equal(new BlockingSocket(near.fd, 5, until(3)).readAll(piecesOver(memory, [10]), 1), false);
+        assert.equal(new BlockingSocket(near.fd, 5, 10_000, until(3)).readAll(piecesOver(memory, [10]), 1), false);
         assert.equal(asked, 3);
         asked = 0;
-        assert.equal(new BlockingSocket(near.fd, 5, until(2)).read(Buffer.alloc(10), 0, 10), false);
+        assert.equal(new BlockingSocket(near.fd, 5, 10_000, until(2)).read(Buffer.alloc(10), 0, 10), false);
         assert.equal(asked, 2);
         asked = 0;
-        assert.equal(new BlockingSocket(far.fd, 5, until(2)).writeAll(piecesOver(memory, [memory.byteLength]), 1), false);
+        assert.equal(new BlockingSocket(far.fd, 5, 10_000, until(2)).writeAll(piecesOver(memory, [memory.byteLength]), 1), false);
         assert.equal(asked, 2);
       }));
 
@@ -194,9 +194,9 @@ if (isMainThread)
 
     it("gives what came before the end of the stream, then false", () =>
       withPair((near, far) => {
-        assert.equal(new BlockingSocket(near.fd, 50, yes).write(Buffer.from("last")), true);
+        assert.equal(new BlockingSocket(near.fd, 50, 10_000, yes).write(Buffer.from("last")), true);
         near.shutdown();
-        const socket = new BlockingSocket(far.fd, 50, yes);
+        const socket = new BlockingSocket(far.fd, 50, 10_000, yes);
         const got = Buffer.alloc(8);
         assert.equal(socket.read(got, 2, 6), true);
         assert.equal(got.toString("latin1"), "\0\0last\0\0");
@@ -205,13 +205,13 @@ if (isMainThread)
       }));
 
     it("throws ERR_SYSTEM_CALL with call and error number for what is no socket", () => {
-      assert.throws(() => new BlockingSocket(1 << 20, 50, yes), { code: "ERR_SYSTEM_CALL", message: "fcntl: EBADF" });
+      assert.throws(() => new BlockingSocket(1 << 20, 50, 10_000, yes), { code: "ERR_SYSTEM_CALL", message: "fcntl: EBADF" });
       assert.throws(() => new SocketHandle(1 << 20), { code: "ERR_SYSTEM_CALL", message: "dup: EBADF" });
     });
 
     it("takes a pacing rate, lifts it, and says false for a congestion control that there is not", () =>
       withPair((near) => {
-        const socket = new BlockingSocket(near.fd, 50, yes);
+        const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
         for (const rate of [1, 0.5, 10e9, 0]) assert.doesNotThrow(() => socket.setPacing(rate));
         assert.equal(socket.tryCongestionControl("no-such-thing"), false);
       }));

@@ -21,6 +21,7 @@ const SO_MAX_PACING_RATE = 47;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_CONGESTION = 13;
+const TCP_USER_TIMEOUT = 18;
 const SHUT_RDWR = 2;
 const MSG_NOSIGNAL = 0x4000;
 const UNLIMITED = 2n ** 64n - 1n;
@@ -35,8 +36,11 @@ export class BlockingSocket {
   readonly #fd: number;
   readonly #mayGoOn: () => boolean;
 
-  /** @param mayGoOn asked whenever a call timed out (`pollMs`); false ends the transfer. */
-  constructor(fd: number, pollMs: number, mayGoOn: () => boolean) {
+  /**
+   * @param mayGoOn asked whenever a call timed out (`pollMs`); false ends the transfer.
+   * @param deadMs bytes that nobody acknowledges for this long break the connection; the system alone would wait for a quarter of an hour.
+   */
+  constructor(fd: number, pollMs: number, deadMs: number, mayGoOn: () => boolean) {
     this.#fd = fd;
     this.#mayGoOn = mayGoOn;
     const flags = fcntl(fd, F_GETFL, 0);
@@ -46,6 +50,7 @@ export class BlockingSocket {
     this.#set(SOL_SOCKET, SO_RCVTIMEO, wait);
     this.#set(SOL_SOCKET, SO_SNDTIMEO, wait);
     this.#set(IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]));
+    this.#set(IPPROTO_TCP, TCP_USER_TIMEOUT, new Int32Array([deadMs]));
   }
 
   #set(level: number, option: number, value: BigInt64Array | BigUint64Array | Int32Array): void {

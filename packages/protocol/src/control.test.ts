@@ -39,7 +39,12 @@ const EVERY: { [T in ControlType]: Message<T> } = {
   carry: { type: "carry", lane: 1, channel: 0 },
   carried: { type: "carried", lane: 1, stored: { round: 3, page: 512 } },
   rejoin: { type: "rejoin", guest: "g1", epoch: 2, session: SESSION },
-  rejoined: { type: "rejoined", epoch: 2, flushed: [{ channel: 1, generation: 2, round: 3, packets: 12 }] },
+  rejoined: {
+    type: "rejoined",
+    epoch: 2,
+    flushed: [{ channel: 1, generation: 2, round: 3, packets: 12 }],
+    lost: [{ channel: 0, generation: 4 }],
+  },
   state: {
     type: "state",
     epoch: 2,

@@ -54,7 +54,8 @@ const channel = z
   .int()
   .min(0)
   .max(CHANNELS_MAX - 1);
-const address = z.string().max(300);
+/** Shown to people, so no control characters. */
+const address = z.string().regex(/^[\x21-\x7e]{1,300}$/);
 /** Where a lane stands at the target: pages below `page` of this round are stored. */
 const stored = z.strictObject({ round: count, page: count });
 const device = z.strictObject({ kind: z.literal("nic"), mac: z.string().regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/) });
@@ -96,8 +97,12 @@ const messages = {
   carried: { lane: channel, stored },
   /** session: of the admission. */
   rejoin: { guest: name, epoch, session: z.uuid() },
-  /** flushed: the last one of each page channel, for those that were lost on the way. */
-  rejoined: { epoch, flushed: z.array(z.strictObject({ channel, generation, round: count, packets: count })).max(CHANNELS_MAX) },
+  /** What the source may have missed: the last FLUSH of each page channel, and the channels that ended. */
+  rejoined: {
+    epoch,
+    flushed: z.array(z.strictObject({ channel, generation, round: count, packets: count })).max(CHANNELS_MAX),
+    lost: z.array(z.strictObject({ channel, generation })).max(CHANNELS_MAX),
+  },
   state: {
     epoch,
     round: count,

@@ -12,10 +12,9 @@ const entry = (decision: Decision, epoch = 7, boot?: string): JournalEntry => ({
   decision,
   ...(boot === undefined ? {} : { boot }),
 });
-/** What the last line says once its process has ended, whichever start of the host wrote it; `prepared` has a test of its own. */
-const EXPECTED: Readonly<Record<Exclude<Decision, "prepared">, Standing>> = {
+/** What the last line says once its process has ended, whichever start of the host wrote it; `offered` and `prepared` have tests of their own. */
+const EXPECTED: Readonly<Record<Exclude<Decision, "offered" | "prepared">, Standing>> = {
   booted: "gone",
-  offered: "gone",
   committed: "in-doubt",
   completed: "moved",
   aborted: "gone",
@@ -28,7 +27,7 @@ const EXPECTED: Readonly<Record<Exclude<Decision, "prepared">, Standing>> = {
 };
 /** The lines that a step leaves if everything that it asks for is done. */
 const lines = ({ state, decide, effects }: Step<{ readonly epoch: number }>): JournalEntry[] => [
-  ...(decide === undefined ? [] : [entry(decide, state.epoch)]),
+  ...(decide === undefined ? [] : [entry(decide, state.epoch, "b1")]),
   ...effects.flatMap((one) => (one.effect === "journal" ? [entry(one.decision, one.epoch)] : [])),
 ];
 
@@ -60,8 +59,21 @@ describe("what a journal says of a guest whose process has ended", () => {
       assert.equal(standing(written, asked), "unknown");
   });
 
+  it("after offered: gone only under the same start, named on both sides; else unknown, because `committed` may be lost", () => {
+    const standing = (written: string | undefined, asked: string | undefined): Standing =>
+      standingOf([entry("offered", 7, written)], asked).standing;
+    assert.equal(standing("b1", "b1"), "gone");
+    for (const [written, asked] of [
+      ["b1", "b2"],
+      ["b1", undefined],
+      [undefined, "b1"],
+      [undefined, undefined],
+    ])
+      assert.equal(standing(written, asked), "unknown");
+  });
+
   it("the last line counts, and comes along", () => {
-    const entries = [entry("booted", 1), entry("offered", 2), entry("committed", 2), entry("taken-back", 3)];
+    const entries = [entry("booted", 1), entry("offered", 2, "b1"), entry("committed", 2), entry("taken-back", 3)];
     for (let length = 1; length <= entries.length; length++) {
       const { standing, last } = standingOf(entries.slice(0, length), "b1");
       assert.equal(last, entries[length - 1]);

@@ -55,9 +55,11 @@ export function standingOf(
       case "claimed":
       case "taken-back":
       case "aborted":
-      case "offered": // the process ended before COMMIT was decided, and the guest with it
       case "lost":
         return "gone";
+      case "offered":
+        // The process ended before COMMIT was decided, and the guest with it; unless a `committed` behind it was lost with the host.
+        return boot !== undefined && last.boot === boot ? "gone" : "unknown";
       case "committed":
         return "in-doubt";
       case "completed":

@@ -62,6 +62,8 @@ export const CLOCK_SKEW_MS = 1000;
 export const LEASE_RENEW_MS = 3000;
 /** How long the report waits for what the target's guest noticed of the pause. */
 export const ARRIVAL_REPORT_TIMEOUT_MS = 2000;
+/** A page channel whose bytes nobody acknowledges for this long is dead, though the control channel may be well. */
+export const SOCKET_DEAD_MS = 10_000;
 /** Blocking socket calls return this often to read their stop word. */
 export const SOCKET_POLL_MS = 200;
 /** A vCPU that does not reach the end of its step within this is reported, and the pause given up. */

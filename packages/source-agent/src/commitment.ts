@@ -95,11 +95,14 @@ export class Commitment {
 
   #decide(isRevoking: boolean, event: "fenced" | "give-up", mayForce: (answer: OwnerAnswer | "unreachable") => void): Promise<Resolved> {
     return this.#inTurn(async () => {
-      const { handover } = this.#ports;
-      const answer = await this.#ask(isRevoking);
+      const { handover, arbitration } = this.#ports;
+      const answer = handover.isOver ? "unreachable" : await this.#ask(isRevoking);
       const wasForced = !handover.isOver;
       if (wasForced) {
         mayForce(answer); // throws what is missing
+        // Else the guest would run by the operator's word, and stop at the next look at the arbiter's book.
+        if (event === "fenced" && arbitration !== undefined && !(await arbitration.takeBack(true)))
+          throw new MigrationError("ERR_ARBITER", "By the arbiter's book somebody else owns the guest");
         handover.step(event);
       }
       this.#wake();
@@ -179,9 +182,8 @@ export class Commitment {
       return await this.#question(control);
     } catch {
       const fresh = await ControlChannel.connect(parseAddress(this.#ports.to));
-      const answer = await this.#question(fresh);
       this.#adopt(fresh);
-      return answer;
+      return this.#question(fresh);
     }
   }
 
@@ -210,6 +212,7 @@ export class Commitment {
 
   #adopt(control: ControlChannel): void {
     if (control === this.#control) return;
+    this.#control?.close(new MigrationError("ERR_LINK_LOST", "Another control channel took its place"));
     this.#control = control;
     control.onMessage = (message) => this.#ports.onMessage(message);
   }

@@ -21,19 +21,26 @@ export class ControlLink {
   readonly #attempt: Attempt;
   #channel: ControlChannel;
   #isLasting = false;
-  #isClosed = false;
+  readonly #ended = new AbortController();
   #joined: Promise<void> = Promise.resolve();
   /** Times it was joined again. */
   rejoins = 0;
   onMessage: (message: ControlMessage) => void = () => {};
   /** It broke; it may come back. */
   onLost: (reason: MigrationError) => void = () => {};
-  /** It is back. `wasSilent`: nothing was heard for long, so the page channels are suspect, too. */
-  onRejoined: (flushed: Message<"rejoined">["flushed"], wasSilent: boolean) => void = () => {};
+  /** It is back, with what may have been missed. `wasSilent`: nothing was heard for long, so the page channels are suspect, too. */
+  onRejoined: (missed: Message<"rejoined">, wasSilent: boolean) => void = () => {};
   /** It broke for good. */
   onDead: (reason: MigrationError) => void = () => {};
 
+  /** Rejects when it is closed, or dead. */
+  readonly #end: Promise<never>;
+
   constructor(channel: ControlChannel, to: Address, attempt: Attempt) {
+    this.#end = new Promise((_, reject) => {
+      this.#ended.signal.addEventListener("abort", () => reject(MigrationError.from(this.#ended.signal.reason)), { once: true });
+    });
+    this.#end.catch(() => {}); // it is raced against; by itself it concerns nobody
     this.#channel = channel;
     this.#to = to;
     this.#attempt = attempt;
@@ -51,8 +58,13 @@ export class ControlLink {
   }
 
   /** Resolves when the channel is there. @throws {MigrationError} why it never will be. */
-  ready(): Promise<void> {
-    return this.#joined;
+  async ready(): Promise<void> {
+    await Promise.race([this.#joined, this.#end]);
+    this.#ended.signal.throwIfAborted();
+  }
+
+  get #isClosed(): boolean {
+    return this.#ended.signal.aborted;
   }
 
   /** Dropped if the channel is down; what must arrive is told again by whoever joins. */
@@ -65,7 +77,7 @@ export class ControlLink {
   }
 
   close(reason: MigrationError): void {
-    this.#isClosed = true;
+    if (!this.#isClosed) this.#ended.abort(reason);
     this.#channel.close(reason);
   }
 
@@ -85,9 +97,8 @@ export class ControlLink {
   }
 
   #die(reason: MigrationError): void {
-    this.#isClosed = true;
-    this.#joined = Promise.reject(reason);
-    this.#joined.catch(() => {}); // whoever waits for it hears it
+    if (this.#isClosed) return;
+    this.#ended.abort(reason);
     this.onDead(reason);
   }
 
@@ -108,11 +119,8 @@ export class ControlLink {
   }
 
   async #joinOnce(wasSilent: boolean, withinMs: number): Promise<void> {
-    const channel = await ControlChannel.connect(this.#to, AbortSignal.timeout(withinMs));
-    if (this.#isClosed) {
-      channel.close(new MigrationError("ERR_LINK_LOST", "The migration has ended"));
-      return;
-    }
+    const signal = AbortSignal.any([AbortSignal.timeout(withinMs), this.#ended.signal]);
+    const channel = await ControlChannel.connect(this.#to, signal);
     try {
       const answered = channel.expect(
         ["rejoined"],
@@ -122,13 +130,16 @@ export class ControlLink {
       // What comes right behind the answer, such as an acknowledgement, must not fall between two listeners.
       channel.onMessage = (message) => this.onMessage(message);
       channel.send({ type: "rejoin", ...this.#attempt });
-      const { flushed } = await answered;
+      const missed = await Promise.race([answered, this.#end]);
       this.#channel = channel;
       this.rejoins++;
       this.#watch();
-      this.onRejoined(flushed, wasSilent);
-    } catch (error) {
-      channel.close(MigrationError.from(error));
+      this.onRejoined(missed, wasSilent);
+    } catch (thrown) {
+      const error = MigrationError.from(thrown);
+      // The target may have taken us back already, and would keep what it has for a source that has ended the attempt.
+      if (this.#isClosed) channel.send({ type: "abort", code: error.code, message: error.message.slice(0, 1000) });
+      channel.close(error);
       throw error;
     }
   }

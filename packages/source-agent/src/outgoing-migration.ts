@@ -70,7 +70,7 @@ export class OutgoingMigration {
   readonly rounds: RoundProgress[] = [];
   readonly attempt: Attempt;
   readonly #options: SourceAgentOptions;
-  readonly #handover: SourceHandover;
+  readonly handover: SourceHandover;
   readonly #abort = new AbortController();
   #migration: Migration | undefined;
   #control: ControlLink | undefined;
@@ -100,18 +100,18 @@ export class OutgoingMigration {
     this.parameters = parameters;
     this.#options = options;
     const { id } = guest.manifest;
-    this.epoch = Math.max(options.registry.journal.latestEpoch(id), guest.epoch) + 1;
+    this.epoch = Math.max(options.registry.journal.nextEpoch(id), guest.epoch + 1);
     this.attempt = { guest: id, epoch: this.epoch, session: randomUUID() };
     const { state, decide } = offer(guest.epoch, this.epoch);
     if (decide !== undefined) this.#record(decide, this.epoch);
-    this.#handover = new SourceHandover(state, {
+    this.handover = new SourceHandover(state, {
       decide: (decision, epoch) => this.#record(decision, epoch),
       onPhase: (phase) => this.#onPhase(phase),
     });
   }
 
   get phase(): SourcePhase {
-    return this.#handover.state.phase;
+    return this.handover.state.phase;
   }
 
   get channelLosses(): number {
@@ -153,7 +153,7 @@ export class OutgoingMigration {
       return result;
     } catch (thrown) {
       const error = this.#abort.signal.aborted ? MigrationError.from(this.#abort.signal.reason) : MigrationError.from(thrown);
-      this.#handover.abort(error);
+      this.handover.abort(error);
       await this.#carryOut(error);
       throw error;
     } finally {
@@ -178,11 +178,12 @@ export class OutgoingMigration {
     });
     this.#onPhase("setup");
     await this.#reached;
+    await this.#options.registry.journal.sync(guest.manifest.id); // a host that goes down must not forget that somebody may have a copy
     this.#abort.signal.throwIfAborted();
     const channel = await ControlChannel.connect(this.to, this.#abort.signal);
     const control = new ControlLink(channel, this.to, this.attempt);
     this.#control = control;
-    this.#abort.signal.addEventListener("abort", () => control.close(MigrationError.from(this.#abort.signal.reason)), { once: true });
+    this.#abort.signal.addEventListener("abort", () => this.#leave(MigrationError.from(this.#abort.signal.reason)), { once: true });
     const resumeMs = await this.#beAdmitted(control);
     control.setLasting(true); // the guest runs, and will for a while
     const link = await this.#openPages(control, pump);
@@ -208,7 +209,7 @@ export class OutgoingMigration {
           this.#emit({ type: "round", ...round });
         },
       },
-      this.#handover,
+      this.handover,
     );
     this.#migration = migration;
     control.onDead = (reason) => migration.fail(reason);
@@ -276,9 +277,10 @@ export class OutgoingMigration {
     this.#abort.signal.addEventListener("abort", stop, { once: true });
     control.onMessage = (message) => this.#onMessage(message, link);
     control.onLost = ({ code, message }) => this.#emitLink({ what: "control-lost", channel: null, code, message });
-    control.onRejoined = (flushed, wasSilent) => {
+    control.onRejoined = ({ flushed, lost }, wasSilent) => {
       this.#emitLink({ what: "control-rejoined", channel: null, code: null, message: "" });
       for (const one of flushed) link.onFlushed(one);
+      for (const one of lost) link.onLost({ ...one, code: "ERR_LINK_LOST", message: "It ended at the target" });
       if (wasSilent) link.suspectAll(new MigrationError("ERR_PEER_DEAD", "Nothing was heard from the target for long"));
     };
     await link.open();
@@ -334,7 +336,7 @@ export class OutgoingMigration {
       {
         to: formatAddress(this.to),
         attempt: this.attempt,
-        handover: this.#handover,
+        handover: this.handover,
         arbitration: arbiter === undefined ? undefined : arbitrationOf(arbiter, this.attempt.guest, this.guest.epoch, this.epoch),
         // On the guest's own clock, which runs on: exactly the time that the state does not know of yet.
         elapsedMs: () => this.guest.clock.now() - this.#pausedAtGuestMs,
@@ -373,9 +375,13 @@ export class OutgoingMigration {
 
   /** Before COMMIT: tells the target, and ends link and control, so that everything pending on them rejects. */
   async #stop(reason: MigrationError): Promise<void> {
+    this.#leave(reason);
+    await this.#link?.stop(reason);
+  }
+
+  #leave(reason: MigrationError): void {
     this.#control?.send({ type: "abort", code: reason.code, message: reason.message.slice(0, 1000) });
     this.#control?.close(reason);
-    await this.#link?.stop(reason);
   }
 
   #record(decision: Parameters<GuestRegistry["journal"]["record"]>[2], epoch: number): void {
@@ -387,7 +393,7 @@ export class OutgoingMigration {
   async #carryOut(reason: MigrationError): Promise<void> {
     await this.#reached;
     this.guest.onFailure = () => {};
-    for (const effect of this.#handover.takeEffects()) await this.#attempt(() => this.#perform(effect, reason));
+    for (const effect of this.handover.takeEffects()) await this.#attempt(() => this.#perform(effect, reason));
     await this.#attempt(() => this.#link?.stop(reason));
     await this.#attempt(() => this.#options.registry.journal.sync(this.attempt.guest));
     if (this.phase === "completed") await this.#attempt(() => this.#awaitArrival());

@@ -40,6 +40,8 @@ interface Carrier {
   generation: number;
   /** Undefined while it is being made again, or when its lanes were given to others. */
   end: PageChannel | undefined;
+  /** The last generation whose other end is known to have ended; its news may come before ours is open. */
+  lost: number;
   sendings: Sending[];
   /** Highest count that the target acknowledged of this generation. */
   stored: number;
@@ -144,7 +146,9 @@ export class PageLink implements LinkPort {
   /** The target's end of a channel ended. Ours would notice, sooner or later. */
   onLost({ channel, generation, code, message }: Omit<Message<"lost">, "type">): void {
     const carrier = this.#carriers[channel];
-    if (carrier?.generation === generation && carrier.end !== undefined) this.#lose(carrier, peerError({ code, message }));
+    if (carrier?.generation !== generation) return;
+    carrier.lost = generation;
+    if (carrier.end !== undefined) this.#lose(carrier, peerError({ code, message }));
   }
 
   /** Nothing was heard of the target for long: whatever stands in the sockets may never arrive. */
@@ -285,6 +289,7 @@ export class PageLink implements LinkPort {
         const { channel, stored } = await this.#ports.open(carrier.channel, ++carrier.generation, this.#stop.signal);
         if (this.#isStopped) return await channel.end();
         this.#adopt(carrier, channel);
+        if (carrier.lost === carrier.generation) return this.#lose(carrier, new MigrationError("ERR_LINK_LOST", "It ended at the target"));
         this.#ports.onEvent({
           what: "channel-made-again",
           channel: carrier.channel,
@@ -352,4 +357,4 @@ export class PageLink implements LinkPort {
 }
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-const fresh = (channel: number): Carrier => ({ channel, generation: 0, end: undefined, sendings: [], stored: 0, digest: 0n });
+const fresh = (channel: number): Carrier => ({ channel, generation: 0, end: undefined, lost: 0, sendings: [], stored: 0, digest: 0n });

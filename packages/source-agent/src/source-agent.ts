@@ -28,7 +28,7 @@ export class SourceAgent {
   #running: Promise<MigrationReport> | undefined;
   #report: MigrationReport | undefined;
   /** Attempts of an earlier process that nobody has answered, by guest. */
-  readonly #recovered = new Map<string, Commitment>();
+  readonly #recovered = new Map<string, { readonly commitment: Commitment; readonly handover: SourceHandover }>();
   readonly #ending = new AbortController();
 
   /** @param address where this agent listens, for reports. */
@@ -97,7 +97,7 @@ export class SourceAgent {
       },
       undefined,
     );
-    this.#recovered.set(guest, commitment);
+    this.#recovered.set(guest, { commitment, handover });
     void this.#follow(guest, commitment, handover, record);
   }
 
@@ -120,7 +120,7 @@ export class SourceAgent {
 
   /** The guest comes to this agent anew: what was asked about an older attempt is answered by that. */
   forget(guest: string): void {
-    this.#recovered.get(guest)?.abandon();
+    this.#recovered.get(guest)?.commitment.abandon();
   }
 
   /**
@@ -129,19 +129,24 @@ export class SourceAgent {
    */
   async resolve(guest: string, request: SourceResolveRequest): Promise<SourceResolution> {
     const current = this.isDecided && this.#current?.attempt.guest === guest ? this.#current : undefined;
-    const commitment = current?.commitment ?? this.#recovered.get(guest);
-    if (commitment === undefined) throw new MigrationError("ERR_NOTHING_TO_RESOLVE", `Guest ${guest} is not in doubt here`);
-    const hasImage = current !== undefined;
+    const { commitment, handover } = current ?? this.#recovered.get(guest) ?? {};
+    if (commitment === undefined || handover === undefined)
+      throw new MigrationError("ERR_NOTHING_TO_RESOLVE", `Guest ${guest} is not in doubt here`);
+    const { epoch } = handover.state;
+    if (current === undefined && request.way === "take-back")
+      throw new MigrationError(
+        "ERR_UNRESOLVED",
+        `The image of guest ${guest} ended with an earlier process of this agent; it asks the target on`,
+      );
     const copyAt = current?.pausedAt;
-    const epoch = current?.epoch ?? this.#options.registry.journal.latestEpoch(guest);
-    const mayForce = (answer: OwnerAnswer | "unreachable"): void => checkForce(answer, request, hasImage, guest);
+    const mayForce = (answer: OwnerAnswer | "unreachable"): void => checkForce(answer, request, guest);
     const { answer, wasForced } = await (request.way === "take-back" ? commitment.takeBack(mayForce) : commitment.giveUp(mayForce));
     await this.#running?.catch(() => {}); // until it runs here, or is gone
-    if (wasForced && request.way === "take-back") return { outcome: "taken-back", epoch: epoch + 1, copyAt };
-    if (wasForced) return { outcome: "given-up", epoch, copyAt: undefined };
-    if (answer === "discarded")
-      return { outcome: hasImage ? "taken-back" : "given-up", epoch: hasImage ? epoch + 1 : epoch, copyAt: undefined };
-    return { outcome: "completed", epoch, copyAt: undefined };
+    const { phase } = handover.state;
+    if (phase === "taken-back") return { outcome: "taken-back", epoch: epoch + 1, copyAt: wasForced ? copyAt : undefined };
+    // It ran there and ended, and nothing of it is left here: there is nothing that it could be called completed for.
+    const hasEnded = phase === "completed" && answer === "gone";
+    return { outcome: phase === "completed" && !hasEnded ? "completed" : "given-up", epoch, copyAt: undefined };
   }
 
   /**
@@ -166,7 +171,7 @@ export class SourceAgent {
    */
   async close(): Promise<boolean> {
     this.#ending.abort();
-    for (const commitment of this.#recovered.values()) commitment.abandon();
+    for (const { commitment } of this.#recovered.values()) commitment.abandon();
     const running = this.#running?.then(
       () => false,
       (error: unknown) => MigrationError.from(error).code === "ERR_IN_DOUBT",
@@ -219,15 +224,9 @@ const sourceOwnsAgain = ({ phase }: OutgoingMigration): boolean => phase === "fa
 function checkForce(
   answer: OwnerAnswer | "unreachable",
   { way, isOtherSideFenced, isRollbackAccepted }: SourceResolveRequest,
-  hasImage: boolean,
   guest: string,
 ): void {
   const said = answer === "unreachable" ? "does not answer" : `says "${answer}"`;
-  if (way === "take-back" && !hasImage)
-    throw new MigrationError(
-      "ERR_UNRESOLVED",
-      `The image of guest ${guest} ended with an earlier process of this agent; the target ${said}`,
-    );
   if (way === "take-back" && answer === "gone") {
     // It ran there and ended with its process: nothing is left that could run twice, but what it did is lost.
     if (!isRollbackAccepted)

@@ -17,8 +17,8 @@ export interface TargetAgentOptions {
   readonly arbiter: { readonly arbiter: Arbiter; readonly owner: string } | undefined;
   /** What this agent knows of a guest, for whoever asks. */
   ownership(guest: string): Ownership;
-  /** A guest is on its way here, whatever an older attempt left. */
-  onAdmitted?(guest: string): void;
+  /** A guest runs here now, whatever an older attempt left in doubt. */
+  onOwned?(guest: string): void;
   onPhase?(guestId: string, epoch: number, phase: TargetPhase, cause: MigrationError | undefined): void;
   /** For tests that need a peer to stand still, or to die, in one state; awaited after the state was entered. */
   reach?(point: string): Promise<void>;
@@ -134,8 +134,12 @@ export class IncomingMigration {
   }
 
   /** The source joins again: what it may have missed. */
-  get flushed(): Message<"rejoined">["flushed"] {
-    return [...this.#pages.delivered];
+  get missed(): Pick<Message<"rejoined">, "flushed" | "lost"> {
+    const { delivered, lost } = this.#pages;
+    return {
+      flushed: delivered.map(({ channel, generation, round, packets }) => ({ channel, generation, round, packets })),
+      lost: [...lost],
+    };
   }
 
   openChannel(name: ChannelName, socket: ChannelSocket): boolean {
@@ -269,6 +273,7 @@ export class IncomingMigration {
         return this.#record(effect.decision, effect.epoch);
       case "run":
         this.#reservation.keep(this.guest);
+        this.#options.onOwned?.(this.guest.manifest.id);
         await this.guest.run(effect.epoch, true);
         this.#resumeMs = performance.now() - startedMs;
         return;

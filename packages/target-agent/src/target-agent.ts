@@ -162,7 +162,6 @@ export class TargetAgent {
         this.#isAdmitting = false;
       }
       this.#options.onPhase?.(admit.manifest.id, admit.epoch, "receiving", undefined);
-      this.#options.onAdmitted?.(admit.manifest.id);
       await this.#options.reach?.("target.receiving");
       if (control.closed !== undefined) return await this.#incoming.discard(control.closed); // it left while we prepared
       const hopStarted = performance.now();
@@ -180,7 +179,8 @@ export class TargetAgent {
   async #supersede({ manifest, epoch }: Message<"admit">): Promise<void> {
     const older = this.#incoming;
     if (older === undefined || older.guest.manifest.id !== manifest.id || older.state.epoch >= epoch) return;
-    await older.discard(new MigrationError("ERR_EPOCH", `Offered again at epoch ${epoch}`), "superseded"); // waits for one that is ending already
+    // Waits for one that is ending already; what went wrong in its clean-up is no reason to refuse the next.
+    await older.discard(new MigrationError("ERR_EPOCH", `Offered again at epoch ${epoch}`), "superseded").catch(() => {});
   }
 
   /** The source's link broke while the guest ran there: it goes on with what is here. */
@@ -192,7 +192,7 @@ export class TargetAgent {
       return;
     }
     this.#control = control;
-    control.send({ type: "rejoined", epoch, flushed: incoming.flushed });
+    control.send({ type: "rejoined", epoch, ...incoming.missed });
     incoming.join(control);
   }
 
@@ -216,9 +216,10 @@ export class TargetAgent {
     const entries = journal.read(guest);
     const ours = entries.filter((entry) => entry.session === session || (entry.epoch === epoch && entry.session === undefined));
     if (ours.some(({ decision }) => decision === "owner" || decision === "claimed")) {
-      // It ran here. Since then it is here, or was moved on; else it ended with its process.
+      // It ran here. Since then it is here, was moved on, or is about to be; else it ended with its process.
       const isHere = this.#options.registry.guest?.manifest.id === guest;
       const movedOn = entries.some((entry) => entry.epoch > epoch && entry.decision === "completed");
+      if (!isHere && !movedOn && journal.departure(guest) !== undefined) return "unknown";
       return isHere || movedOn ? "active" : "gone";
     }
     return ours.some(({ decision }) => decision === "refused") ? "discarded" : "unknown";

@@ -41,6 +41,8 @@ interface Slot {
   waiting: Socket | undefined;
   open: PageChannel | undefined;
   delivered: Delivered | undefined;
+  /** The latest generation ended by itself, or never came to open. */
+  isLost: boolean;
   /** Share of the open one as of its last FLUSH. */
   share: bigint | undefined;
   /** One change at a time. */
@@ -71,6 +73,7 @@ export class PageReceiver {
       waiting: undefined,
       open: undefined,
       delivered: undefined,
+      isLost: false,
       share: 0n,
       turn: Promise.resolve(),
     }));
@@ -85,10 +88,11 @@ export class PageReceiver {
     if (slot === undefined || this.#isEnded || generation <= slot.generation || this.#pointsOf(channel).length === 0) return false;
     slot.waiting?.destroy(); // at most one waits: a peer that asks and asks holds nothing more
     slot.generation = generation;
+    slot.isLost = false;
     slot.waiting = socket;
     socket.on("error", () => {}); // it may break while it waits; opening it tells
     this.#inTurn(slot, () => this.#open(slot, { channel, generation }, socket)).catch((error: unknown) =>
-      this.onLost({ channel, generation }, MigrationError.from(error)),
+      this.#lose(slot, { channel, generation }, MigrationError.from(error)),
     );
     return true;
   }
@@ -120,8 +124,18 @@ export class PageReceiver {
     };
     opened.onFailure = (error) => {
       this.#leave(slot, opened);
-      this.onLost(life, error);
+      this.#lose(slot, life, error);
     };
+  }
+
+  #lose(slot: Slot, life: ChannelLife, error: MigrationError): void {
+    if (slot.generation === life.generation) slot.isLost = true;
+    this.onLost(life, error);
+  }
+
+  /** The channels whose latest generation is lost. */
+  get lost(): readonly ChannelLife[] {
+    return this.#slots.flatMap(({ isLost, generation }, channel) => (isLost ? [{ channel, generation }] : []));
   }
 
   #pointsOf(channel: number): LanePoint[] {

@@ -9,6 +9,7 @@ import {
   PacketKind,
   PageEncoding,
   RUN_BYTES,
+  SOCKET_DEAD_MS,
   SOCKET_POLL_MS,
   TABLE_BYTES_MAX,
   checkRunTable,
@@ -36,7 +37,7 @@ export class DirectSendPump implements SendPump {
 
   /** @param fd connected; blocking from now on, and the main thread's to close. */
   constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean) {
-    this.#socket = new BlockingSocket(fd, SOCKET_POLL_MS, mayGoOn);
+    this.#socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
     this.#memory = memory;
     this.congestionControl = this.#socket.tryCongestionControl(CONGESTION_CONTROL) ? CONGESTION_CONTROL : undefined;
   }
@@ -105,7 +106,7 @@ export function receiveDirect(
   mayGoOn: () => boolean,
   onFlush: (header: PacketHeader) => void,
 ): void {
-  const socket = new BlockingSocket(fd, SOCKET_POLL_MS, mayGoOn);
+  const socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
   const { head, pieces, payload } = scratch();
   const need = (isThere: boolean): void => {
     if (!isThere) throw new ChannelStopped();
