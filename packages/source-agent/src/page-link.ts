@@ -214,9 +214,7 @@ export class PageLink implements LinkPort {
   }
 
   #count({ totals, unsent }: Round, lanes: readonly number[], sent: RoundSent): void {
-    totals.normalPages += sent.normalPages;
-    totals.zeroPages += sent.zeroPages;
-    totals.bytes += sent.bytes;
+    add(totals, sent);
     for (const lane of lanes) unsent.delete(lane);
   }
 
@@ -264,12 +262,13 @@ export class PageLink implements LinkPort {
   #lose(carrier: Carrier, error: MigrationError): void {
     if (this.#isStopped) return;
     const { end } = carrier;
+    const wasSending = carrier.sendings.some(({ packets }) => packets === undefined);
     carrier.end = undefined;
     carrier.sendings = [];
     this.losses++;
     this.#ports.onEvent({ what: "channel-lost", channel: carrier.channel, code: error.code, message: error.message });
     if (this.losses > CHANNEL_LOSSES_MAX) return this.#ports.fail(error);
-    const mending = this.#mend(carrier, end, error)
+    const mending = this.#mend(carrier, end, wasSending, error)
       .catch((thrown: unknown) => {
         if (!this.#isStopped) this.#ports.fail(MigrationError.from(thrown));
       })
@@ -277,8 +276,10 @@ export class PageLink implements LinkPort {
     this.#mending.add(mending);
   }
 
-  async #mend(carrier: Carrier, old: PageChannel | undefined, why: MigrationError): Promise<void> {
+  async #mend(carrier: Carrier, old: PageChannel | undefined, wasSending: boolean, why: MigrationError): Promise<void> {
     await old?.end();
+    // What it sent before it died crossed the wire, too; a round that it had finished was counted then.
+    if (wasSending && old?.position?.round === this.#round?.round && this.#round !== undefined) add(this.#round.totals, old?.position);
     // The thread that hashed is gone with its share only if it crashed; then the image cannot be proven any more, and PREPARED will say so.
     if (old?.digest !== undefined) this.#endedShares.push(old.digest);
     carrier.digest = 0n;
@@ -354,6 +355,13 @@ export class PageLink implements LinkPort {
         if (pages.has(page)) count++;
     return count;
   }
+}
+
+type Totals = Round["totals"];
+function add(totals: Totals, sent: Readonly<Totals> | undefined): void {
+  totals.normalPages += sent?.normalPages ?? 0;
+  totals.zeroPages += sent?.zeroPages ?? 0;
+  totals.bytes += sent?.bytes ?? 0;
 }
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

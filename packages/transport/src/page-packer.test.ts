@@ -240,14 +240,15 @@ describe("PagePacker", () => {
   it("says after every packet how far it came, and that all of the round is out only after its FLUSH", async () => {
     const { packer, pump } = recorder(memory);
     assert.equal(packer.position, undefined);
+    const point = (): unknown => packer.position && { round: packer.position.round, page: packer.position.page };
     const seen: unknown[] = [];
     const { sendPages, sendBytes } = pump;
     pump.sendPages = (...packet): undefined => {
-      seen.push(packer.position);
+      seen.push(point());
       return sendPages.apply(pump, packet);
     };
     pump.sendBytes = (...packet): undefined => {
-      seen.push(packer.position);
+      seen.push(point());
       return sendBytes.apply(pump, packet);
     };
     await packer.sendRound(3, fullBitmap(MIXED_PAGES), WHOLE);
@@ -255,12 +256,13 @@ describe("PagePacker", () => {
       seen,
       [0, 512, 1024, MIXED_PAGES].map((page) => ({ round: 3, page })), // a packet for each stripe, and the FLUSH
     );
-    assert.deepEqual(packer.position, { round: 3, page: MIXED_PAGES });
+    assert.deepEqual(point(), { round: 3, page: MIXED_PAGES });
+    assert.ok((packer.position?.bytes ?? 0) > 0 && (packer.position?.normalPages ?? 0) > 0, "and what it cost");
     pump.sendPages = () => {
       throw new Error("cut");
     };
     await assert.rejects(packer.sendRound(4, fullBitmap(MIXED_PAGES), [{ lane: 0, page: 700 }]), /cut/);
-    assert.deepEqual(packer.position, { round: 4, page: 0 }, "what was cut off does not count");
+    assert.deepEqual(point(), { round: 4, page: 0 }, "what was cut off does not count");
   });
 
   it("gives a digest with hashes and none without, and the same whether the pages go in one round or in many", async () => {

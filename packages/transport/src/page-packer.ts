@@ -39,6 +39,11 @@ export interface LaneStart {
 export interface SendPosition {
   readonly round: number;
   readonly page: number;
+  /** In its last `sendRound`, up to here. */
+  readonly normalPages: number;
+  readonly zeroPages: number;
+  /** On the wire, headers included. */
+  readonly bytes: number;
 }
 
 export interface PackerSource {
@@ -85,7 +90,9 @@ export class PagePacker {
 
   /** Undefined before the first round. */
   get position(): SendPosition | undefined {
-    return this.#round === 0 ? undefined : { round: this.#round, page: this.#handedTo };
+    if (this.#round === 0) return undefined;
+    const sent = { normalPages: this.#normalPages, zeroPages: this.#zeroPages, bytes: this.#bytes };
+    return { round: this.#round, page: this.#handedTo, ...sent };
   }
 
   /**
