@@ -239,7 +239,7 @@ describe("PagePacker", () => {
 
   it("says after every packet how far it came, and that all of the round is out only after its FLUSH", async () => {
     const { packer, pump } = recorder(memory);
-    assert.equal(packer.position, undefined);
+    assert.ok(packer.position === undefined);
     const point = (): unknown => packer.position && { round: packer.position.round, page: packer.position.page };
     const seen: unknown[] = [];
     const { sendPages, sendBytes } = pump;
@@ -257,7 +257,7 @@ describe("PagePacker", () => {
       [0, 512, 1024, MIXED_PAGES].map((page) => ({ round: 3, page })), // a packet for each stripe, and the FLUSH
     );
     assert.deepEqual(point(), { round: 3, page: MIXED_PAGES });
-    assert.ok((packer.position?.bytes ?? 0) > 0 && (packer.position?.normalPages ?? 0) > 0, "and what it cost");
+    assert.match(JSON.stringify(packer.position), /"normalPages":[1-9].*"bytes":[1-9]/, "and what it cost");
     pump.sendPages = () => {
       throw new Error("cut");
     };
