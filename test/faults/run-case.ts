@@ -22,7 +22,7 @@ const LEFTOVER_PATIENT_MS = 25_000;
 const GONE_MS = 400;
 /** Releasing a guest takes an agent a moment. */
 const RETRY_MS = 6000;
-const ANSWERS_MS = 5000;
+const ANSWERS_MS = 15_000;
 /** For a migration that must succeed, whatever the host is busy with. */
 const UNHURRIED = { downtimeLimitMs: 2000 } as const;
 
