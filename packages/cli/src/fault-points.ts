@@ -9,8 +9,7 @@ export const FAULT_POINTS = [
   "source.setup",
   "source.active",
   "source.device",
-  "source.committed", // journal `committed` is written, COMMIT is not sent
-  "source.committing",
+  "source.committing", // journal `committed` is written, COMMIT is not sent
   "source.in-doubt",
   "source.completed",
   "source.failed",

@@ -21,7 +21,8 @@ export class Lease {
   readonly #timer: NodeJS.Timeout;
   #renewed: { readonly guest: Guest; readonly at: number } | undefined;
   #held: Guest | undefined;
-  #isBusy = false;
+  /** Whose renewal is under way. */
+  #asking: Guest | undefined;
 
   constructor(ports: LeasePorts) {
     this.#ports = ports;
@@ -42,17 +43,18 @@ export class Lease {
     const now = performance.now();
     // It came since the last look, with a lease as old as that at most.
     if (this.#renewed?.guest !== guest) this.#renewed = { guest, at: now - LEASE_RENEW_MS };
-    if (!this.#isBusy) void this.#renew(guest, now);
+    if (this.#asking !== guest) void this.#renew(guest, now);
     if (now - this.#renewed.at > LEASE_MS - 2 * LEASE_RENEW_MS)
       this.#hold(guest, new MigrationError("ERR_ARBITER", "The arbiter does not answer"));
   }
 
   async #renew(guest: Guest, askedAt: number): Promise<void> {
     const { arbiter, owner, owned, onReleased } = this.#ports;
-    this.#isBusy = true;
+    this.#asking = guest;
     try {
       await arbiter.renew(guest.manifest.id, owner, guest.epoch);
-      if (owned() !== guest) return;
+      // An answer that took long says nothing of now.
+      if (owned() !== guest || performance.now() - askedAt > LEASE_MS - 2 * LEASE_RENEW_MS) return;
       this.#renewed = { guest, at: askedAt };
       if (this.#held !== guest) return;
       this.#held = undefined;
@@ -62,7 +64,7 @@ export class Lease {
       const error = MigrationError.from(thrown);
       if (error.code === "ERR_OWNED_ELSEWHERE") this.#hold(guest, error);
     } finally {
-      this.#isBusy = false;
+      if (this.#asking === guest) this.#asking = undefined;
     }
   }
 

@@ -93,7 +93,8 @@ export class Migration {
     await handover.commit();
     const answeredAt = clock();
     const { phase } = this.#handover.state;
-    if (phase === "taken-back") throw new MigrationError("ERR_TAKEN_BACK", "The guest was taken back: it will not run at the target at that epoch");
+    if (phase === "taken-back")
+      throw new MigrationError("ERR_TAKEN_BACK", "The guest was taken back: it will not run at the target at that epoch");
     if (phase !== "completed") throw new MigrationError("ERR_GIVEN_UP", "The operator gave up the guest here");
     const downtimeMs = answeredAt - pausedAtMs;
     return {

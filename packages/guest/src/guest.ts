@@ -93,6 +93,8 @@ export class Guest {
   /** Somebody let it run, and nobody paused it since. */
   #mayRun = false;
   #isHeld = false;
+  #hasRun = false;
+  #isMoved = false;
   /** Owner epoch; raised by every hand-over. */
   epoch = 0;
   /** Why it does not run any more, or not in full. */
@@ -210,6 +212,9 @@ export class Guest {
   async run(epoch: number, isMoved: boolean): Promise<void> {
     this.epoch = epoch;
     this.#mayRun = true;
+    this.#isMoved = isMoved;
+    if (this.#isHeld) return; // release() starts it
+    this.#hasRun = true;
     await Promise.all(this.#vcpus.map((vcpu) => vcpu.run()));
     for (const device of this.#devices) device.start(epoch, isMoved);
   }
@@ -254,7 +259,7 @@ export class Guest {
   /** Keeps it still until `release`, whoever pauses and resumes it meanwhile. @throws {MigrationError} ERR_WORKLOAD_FAILED */
   async hold(): Promise<void> {
     this.#isHeld = true;
-    if (!this.#mayRun) return;
+    if (!this.#mayRun || !this.#hasRun) return;
     await Promise.all(this.#vcpus.map((vcpu) => vcpu.pause()));
     if (this.#isHeld && this.#mayRun) for (const device of this.#devices) device.quiesce();
   }
@@ -263,7 +268,9 @@ export class Guest {
   release(): void {
     if (!this.#isHeld) return;
     this.#isHeld = false;
-    if (this.#mayRun) this.#goOn();
+    if (!this.#mayRun) return;
+    if (this.#hasRun) this.#goOn();
+    else this.run(this.epoch, this.#isMoved).catch((error: unknown) => this.onFailure(MigrationError.from(error)));
   }
 
   /** Ends it: threads first, then its pages, then its segments go back for the next guest. */

@@ -152,7 +152,19 @@ export class Vcpu {
 
   #expect(type: FromVcpu["type"]): Promise<FromVcpu> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
-    return new Promise((resolve, reject) => this.#waiting.set(type, { resolve, reject }));
+    const earlier = this.#waiting.get(type); // the same answer is for both
+    return new Promise((resolve, reject) =>
+      this.#waiting.set(type, {
+        resolve: (message) => {
+          earlier?.resolve(message);
+          resolve(message);
+        },
+        reject: (error) => {
+          earlier?.reject(error);
+          reject(error);
+        },
+      }),
+    );
   }
 
   #settle(type: FromVcpu["type"], outcome: FromVcpu | MigrationError): void {

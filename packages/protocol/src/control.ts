@@ -180,12 +180,12 @@ export function encodeControl(message: ControlMessage): Buffer {
   return bytes;
 }
 
-/** @param bytes the result never aliases them. @throws {MigrationError} ERR_BAD_MESSAGE */
+/** @param bytes the result never aliases them. @throws {MigrationError} ERR_BAD_MESSAGE, ERR_PACKET_CHECKSUM if they were damaged on the way */
 export function decodeControl(bytes: Uint8Array): ControlMessage {
   if (bytes.byteLength > CONTROL_MESSAGE_BYTES_MAX) throw new MigrationError("ERR_BAD_MESSAGE", `Message of ${bytes.byteLength} B`);
   const packed = Buffer.from(bytes.subarray(CHECKSUM_BYTES)); // a copy: decoded binaries alias what they were decoded from
   if (bytes.byteLength < CHECKSUM_BYTES || crc32(packed) !== new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true))
-    throw new MigrationError("ERR_BAD_MESSAGE", `Message of ${bytes.byteLength} B is damaged`);
+    throw new MigrationError("ERR_PACKET_CHECKSUM", `Message of ${bytes.byteLength} B is damaged`);
   let raw: unknown;
   try {
     raw = packr.unpack(packed);

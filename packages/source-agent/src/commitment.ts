@@ -96,7 +96,7 @@ export class Commitment {
   #decide(isRevoking: boolean, event: "fenced" | "give-up", mayForce: (answer: OwnerAnswer | "unreachable") => void): Promise<Resolved> {
     return this.#inTurn(async () => {
       const { handover, arbitration } = this.#ports;
-      const answer = handover.isOver ? "unreachable" : await this.#ask(isRevoking);
+      const answer = handover.isOver ? "unreachable" : await this.#ask(isRevoking && handover.state.hasImage);
       const wasForced = !handover.isOver;
       if (wasForced) {
         mayForce(answer); // throws what is missing

@@ -59,6 +59,7 @@ export class ControlLink {
 
   /** Resolves when the channel is there. @throws {MigrationError} why it never will be. */
   async ready(): Promise<void> {
+    this.#ended.signal.throwIfAborted();
     await Promise.race([this.#joined, this.#end]);
     this.#ended.signal.throwIfAborted();
   }
@@ -131,6 +132,7 @@ export class ControlLink {
       channel.onMessage = (message) => this.onMessage(message);
       channel.send({ type: "rejoin", ...this.#attempt });
       const missed = await Promise.race([answered, this.#end]);
+      this.#ended.signal.throwIfAborted();
       this.#channel = channel;
       this.rejoins++;
       this.#watch();

@@ -40,6 +40,8 @@ interface Carrier {
   generation: number;
   /** Undefined while it is being made again, or when its lanes were given to others. */
   end: PageChannel | undefined;
+  /** It is being made again, or its lanes are being given away: whatever it carries by the end of that is seen to. */
+  mending: Promise<void> | undefined;
   /** The last generation whose other end is known to have ended; its news may come before ours is open. */
   lost: number;
   sendings: Sending[];
@@ -92,9 +94,12 @@ export class PageLink implements LinkPort {
   /** Opens every channel. @throws {MigrationError} if not one can be had. */
   async open(): Promise<void> {
     const opening = await Promise.allSettled(
-      this.#carriers.map(async (carrier) =>
-        this.#adopt(carrier, (await this.#ports.open(carrier.channel, ++carrier.generation, this.#stop.signal)).channel),
-      ),
+      this.#carriers.map(async (carrier) => {
+        const { channel } = await this.#ports.open(carrier.channel, ++carrier.generation, this.#stop.signal);
+        if (this.#isStopped) return channel.end();
+        this.#adopt(carrier, channel);
+        if (carrier.lost === carrier.generation) this.#lose(carrier, new MigrationError("ERR_LINK_LOST", "It ended at the target"));
+      }),
     );
     const failed = opening.flatMap((one, channel) =>
       one.status === "rejected" ? [{ channel, error: MigrationError.from(one.reason) }] : [],
@@ -267,13 +272,18 @@ export class PageLink implements LinkPort {
     carrier.sendings = [];
     this.losses++;
     this.#ports.onEvent({ what: "channel-lost", channel: carrier.channel, code: error.code, message: error.message });
-    if (this.losses > CHANNEL_LOSSES_MAX) return this.#ports.fail(error);
-    const mending = this.#mend(carrier, end, wasSending, error)
+    const isTooMany = this.losses > CHANNEL_LOSSES_MAX;
+    const mending = (isTooMany ? Promise.resolve(end?.end()) : this.#mend(carrier, end, wasSending, error))
       .catch((thrown: unknown) => {
         if (!this.#isStopped) this.#ports.fail(MigrationError.from(thrown));
       })
-      .finally(() => this.#mending.delete(mending));
+      .finally(() => {
+        this.#mending.delete(mending);
+        if (carrier.mending === mending) carrier.mending = undefined; // else it was lost again meanwhile
+      });
     this.#mending.add(mending);
+    carrier.mending = mending;
+    if (isTooMany) this.#ports.fail(error);
   }
 
   async #mend(carrier: Carrier, old: PageChannel | undefined, wasSending: boolean, why: MigrationError): Promise<void> {
@@ -316,6 +326,9 @@ export class PageLink implements LinkPort {
         await this.#ports.ready();
         if (heir === undefined) throw new MigrationError("ERR_LINK_LOST", "No page channel is left");
         const point = await this.#ports.carry(lane, heir.channel);
+        // It may have died meanwhile, and given its lanes away: nobody would make it again for this one.
+        if (heir.end === undefined && heir.mending === undefined)
+          throw new MigrationError("ERR_LINK_LOST", "The page channel that was to carry more broke");
         this.#lanes.move(lane, heir.channel);
         this.#ports.onEvent({
           what: "lane-carried",
@@ -365,4 +378,13 @@ function add(totals: Totals, sent: Readonly<Totals> | undefined): void {
 }
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-const fresh = (channel: number): Carrier => ({ channel, generation: 0, end: undefined, lost: 0, sendings: [], stored: 0, digest: 0n });
+const fresh = (channel: number): Carrier => ({
+  channel,
+  generation: 0,
+  end: undefined,
+  mending: undefined,
+  lost: 0,
+  sendings: [],
+  stored: 0,
+  digest: 0n,
+});

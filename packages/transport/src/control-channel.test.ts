@@ -5,9 +5,10 @@ import { createServer } from "node:net";
 import type { Server } from "node:net";
 import { describe, it, mock } from "node:test";
 import type { TestContext } from "node:test";
+import { crc32 } from "node:zlib";
 import { CONTROL_MESSAGE_BYTES_MAX, HEARTBEAT_MS, MigrationError, PEER_DEAD_MS } from "@precopy/protocol";
 import { encodeControl } from "@precopy/protocol/control";
-import type { Address, ControlMessage } from "@precopy/protocol";
+import type { Address, ControlMessage, ErrorCode } from "@precopy/protocol";
 import WebSocket from "ws";
 import { CONTROL_PATH, ControlChannel } from "./control-channel.js";
 import { AgentPort } from "./port.js";
@@ -179,17 +180,23 @@ describe("ControlChannel", () => {
   });
 
   const admit = encodeControl({ type: "ask", guest: "g", epoch: 1, session: "00000000-0000-4000-8000-000000000001" });
-  const garbage: readonly (readonly [what: string, bytes: Buffer | string])[] = [
-    ["bytes that are no msgpack", Buffer.from("c1c1c1c1", "hex")],
-    ["a msgpack value that is no message", Buffer.from("93010203", "hex")],
-    ["a message of an unknown type", Buffer.from("81a474797065a5687572747a", "hex")],
-    ["a message cut short", admit.subarray(0, admit.byteLength - 1)],
-    ["a message with bytes after it", Buffer.concat([admit, Buffer.from([0])])],
-    ["text", "hello"],
-    ["nothing", Buffer.alloc(0)],
+  const sealed = (hex: string): Buffer => {
+    const packed = Buffer.from(hex, "hex");
+    const checksum = Buffer.alloc(4);
+    checksum.writeUInt32LE(crc32(packed));
+    return Buffer.concat([checksum, packed]);
+  };
+  const garbage: readonly (readonly [what: string, bytes: Buffer | string, code: ErrorCode])[] = [
+    ["bytes that are no msgpack", sealed("c1c1c1c1"), "ERR_BAD_MESSAGE"],
+    ["a msgpack value that is no message", sealed("93010203"), "ERR_BAD_MESSAGE"],
+    ["a message of an unknown type", sealed("81a474797065a5687572747a"), "ERR_BAD_MESSAGE"],
+    ["a message cut short", admit.subarray(0, admit.byteLength - 1), "ERR_PACKET_CHECKSUM"],
+    ["a message with bytes after it", Buffer.concat([admit, Buffer.from([0])]), "ERR_PACKET_CHECKSUM"],
+    ["text", "hello", "ERR_PACKET_CHECKSUM"],
+    ["nothing", Buffer.alloc(0), "ERR_PACKET_CHECKSUM"],
   ];
-  for (const [what, bytes] of garbage)
-    it(`closes with ERR_BAD_MESSAGE at ${what}, and hears nothing that comes after it`, async (context) => {
+  for (const [what, bytes, code] of garbage)
+    it(`closes with ${code} at ${what}, and hears nothing that comes after it`, async (context) => {
       const { channel, peer } = await withBarePeer(context);
       const heard: ControlMessage[] = [];
       channel.onMessage = (message) => heard.push(message);
@@ -197,7 +204,7 @@ describe("ControlChannel", () => {
       const gone = once(peer, "close");
       peer.send(bytes);
       peer.send(admit);
-      assert.equal((await closed).code, "ERR_BAD_MESSAGE");
+      assert.equal((await closed).code, code);
       await gone;
       assert.deepEqual(heard, []);
     });

@@ -153,7 +153,8 @@ export class ControlChannel {
       message = decodeControl(data);
     } catch (thrown) {
       const error = MigrationError.from(thrown);
-      this.send({ type: "failed", code: error.code, message: error.message });
+      // What was damaged on the way is the link's fault, and the peer may join again; what makes no sense is the peer's.
+      if (error.code !== "ERR_PACKET_CHECKSUM") this.send({ type: "failed", code: error.code, message: error.message });
       return this.close(error);
     }
     if (message.type === "ping") return this.send({ type: "pong", id: message.id });
