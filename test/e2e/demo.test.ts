@@ -40,6 +40,6 @@ for (const log of ["auto", "barrier"])
   });
 
 it("Ctrl-C in the middle of a demo ends all of its processes", async () => {
-  const { code } = await precopy([...SMALL, "--max-bandwidth", "20Mbit"], { signalAfterMs: 2500 });
+  const { code } = await precopy([...SMALL, "--max-bandwidth", "20Mbit"], { signalAfterMs: 6000 });
   assert.equal(code, 8);
 });

@@ -58,6 +58,8 @@ describe("a workload of one's own moves from the command line", () => {
     assert.equal((await source.child.expect("failed"))["code"], "ERR_UNTRACKED_WRITES");
     assert.equal((await lab.guestAt(source))?.phase, "running");
     source.child.kill("SIGINT");
+    await source.child.expect("held");
+    source.child.kill("SIGINT");
     assert.equal(await source.child.exited, 10);
   });
 });
