@@ -284,11 +284,6 @@ export class Agent {
     return { guest, epoch, outcome: "given-up", isRolledBack: false, copyAt: null };
   }
 
-  /** A guest is here, running or in doubt, that would end with this agent. */
-  get holdsGuest(): boolean {
-    return this.#registry.guest !== undefined;
-  }
-
   get isMigrating(): boolean {
     return this.#source.isMigrating;
   }

@@ -1,19 +1,12 @@
 import { joinDigests } from "@precopy/guest";
 import type { Bitmap } from "@precopy/guest";
 import type { LinkPort, RoundTransfer } from "@precopy/engine";
-import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS, STRIPE_PAGES } from "@precopy/protocol";
+import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS } from "@precopy/protocol";
 import type { Message, ProgressEvent } from "@precopy/protocol";
 import { peerError } from "@precopy/transport";
-import type { LaneTable, PageChannel, RoundSent } from "@precopy/transport";
+import type { LanePoint, LaneTable, PageChannel, RoundSent } from "@precopy/transport";
 
 export type LinkEvent = Omit<Extract<ProgressEvent, { type: "link" }>, "type" | "atMs">;
-
-/** Where a lane stands: everything of this round below `page` is stored, or was handed to a socket. */
-interface LanePoint {
-  readonly lane: number;
-  readonly round: number;
-  readonly page: number;
-}
 
 export interface PageLinkPorts {
   /** Opens one generation of a channel; says what the target holds of the lanes it carries. @throws {MigrationError} */
@@ -351,22 +344,11 @@ export class PageLink implements LinkPort {
     if (position?.round === sending.round)
       for (const lane of lanes) {
         const point = stored.find((one) => one.lane === lane);
-        this.resentPages += this.#countBetween(sending.pages, lane, point?.round === sending.round ? point.page : 0, position.page);
+        const from = point?.round === sending.round ? point.page : 0;
+        const { lanes: all } = this.#lanes;
+        this.resentPages += Math.max(0, sending.pages.count(lane, all, from) - sending.pages.count(lane, all, position.page));
       }
     this.#send(carrier, lanes, stored);
-  }
-
-  #countBetween(pages: Bitmap, lane: number, from: number, to: number): number {
-    let count = 0;
-    const { lanes } = this.#lanes;
-    for (let stripe = lane; stripe * STRIPE_PAGES < to && stripe < pages.stripes; stripe += lanes)
-      for (
-        let page = Math.max(from, stripe * STRIPE_PAGES), end = Math.min(to, (stripe + 1) * STRIPE_PAGES, pages.pages);
-        page < end;
-        page++
-      )
-        if (pages.has(page)) count++;
-    return count;
   }
 }
 
