@@ -11,6 +11,7 @@ import { Worker } from "node:worker_threads";
 import { BarrierDirtyLog, Bitmap, allocateBarrier, joinDigests, zeroDetector } from "@precopy/guest";
 import type { GuestMemory } from "@precopy/guest";
 import { isLinuxAvailable } from "@precopy/linux";
+import type { NativeThread } from "@precopy/linux";
 import { HEADER_BYTES, PAGE_BYTES, PROTOCOL_VERSION, PacketKind, PageEncoding, RUN_BYTES, encodeHeader } from "@precopy/protocol";
 import type { ErrorCode, PacketHeader } from "@precopy/protocol";
 import { ChannelThreads, LaneTable, PageChannel, connectPageChannel, switching } from "@precopy/transport";
@@ -433,10 +434,10 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         fillMixed(from);
         const taken: number[] = [];
         class WatchedThreads extends ChannelThreads {
-          override take(): Worker {
-            const worker = super.take();
-            taken.push(worker.threadId);
-            return worker;
+          override take(): NativeThread {
+            const thread = super.take();
+            taken.push(thread.threadId);
+            return thread;
           }
         }
         const watched = new WatchedThreads();

@@ -1,4 +1,4 @@
-import { Worker } from "node:worker_threads";
+import { NativeThread } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
 import type { AuditResult } from "@precopy/protocol";
 import type { Bitmap } from "./bitmap.js";
@@ -9,7 +9,7 @@ import type { HashTable } from "./page-hashes.js";
 
 /** The main thread's end of memory-thread.ts: the dirty log of the guest here, its audit, and its end. One task after another. */
 export class MemoryService {
-  readonly #worker = new Worker(new URL("./memory-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
+  readonly #thread = new NativeThread(new URL("./memory-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
   readonly #waiting = new Map<number, { resolve: (reply: MemoryReply & { ok: true }) => void; reject: (error: Error) => void }>();
   readonly #forgetEvery: number;
   #id = 0;
@@ -18,7 +18,7 @@ export class MemoryService {
   /** @param forgetEvery 0, or how many written pages it takes until the dirty log loses one: only to see that it is found out. */
   constructor(forgetEvery = 0) {
     this.#forgetEvery = forgetEvery;
-    this.#worker.on("message", (reply: MemoryReply) => {
+    this.#thread.on("message", (reply: MemoryReply) => {
       const pending = this.#waiting.get(reply.id);
       this.#waiting.delete(reply.id);
       if (reply.ok) pending?.resolve(reply);
@@ -29,8 +29,8 @@ export class MemoryService {
       for (const { reject } of this.#waiting.values()) reject(this.#end);
       this.#waiting.clear();
     };
-    this.#worker.on("error", fail);
-    this.#worker.on("exit", fail);
+    this.#thread.on("error", fail);
+    this.#thread.on("exit", fail);
   }
 
   /** The guest whose memory the other calls mean. @param barrier given for the barrier log, undefined for mmu. */
@@ -69,7 +69,7 @@ export class MemoryService {
   }
 
   async end(): Promise<void> {
-    await this.#worker.terminate();
+    await this.#thread.terminate();
   }
 
   #perform(task: MemoryTask): Promise<MemoryReply & { ok: true }> {
@@ -77,7 +77,7 @@ export class MemoryService {
     const id = ++this.#id;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
-      this.#worker.postMessage({ ...task, id });
+      this.#thread.postMessage({ ...task, id });
     });
   }
 }

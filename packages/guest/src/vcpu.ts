@@ -1,4 +1,4 @@
-import { Worker } from "node:worker_threads";
+import { NativeThread } from "@precopy/linux";
 import { MigrationError, PAUSE_TIMEOUT_MS } from "@precopy/protocol";
 import { VcpuRequest, VcpuWord, allocateVcpuControl, wake } from "./vcpu-control.js";
 import type { FromVcpu, ToVcpu, VcpuRegisters, VcpuSetup } from "./vcpu-thread.js";
@@ -7,7 +7,7 @@ const THREAD = new URL("./vcpu-thread.js", import.meta.url);
 
 /** Threads without a guest yet: starting one takes 30 to 50 ms, which no migration should wait for. */
 export class VcpuThreads {
-  readonly #idle: Worker[] = [];
+  readonly #idle: NativeThread[] = [];
   readonly #ready: number;
   #isEnded = false;
 
@@ -19,18 +19,18 @@ export class VcpuThreads {
   /** Starts threads until enough wait here. Resolves when they are up. */
   async refill(): Promise<void> {
     if (this.#isEnded) return;
-    const fresh = Array.from({ length: Math.max(0, this.#ready - this.#idle.length) }, () => new Worker(THREAD));
+    const fresh = Array.from({ length: Math.max(0, this.#ready - this.#idle.length) }, () => new NativeThread(THREAD));
     this.#idle.push(...fresh);
-    await Promise.all(fresh.map((worker) => new Promise((resolve) => worker.once("message", resolve))));
+    await Promise.all(fresh.map((thread) => thread.up()));
   }
 
-  take(): Worker {
-    return this.#idle.pop() ?? new Worker(THREAD);
+  take(): NativeThread {
+    return this.#idle.pop() ?? new NativeThread(THREAD);
   }
 
   async end(): Promise<void> {
     this.#isEnded = true;
-    await Promise.all(this.#idle.splice(0).map((worker) => worker.terminate()));
+    await Promise.all(this.#idle.splice(0).map((thread) => thread.terminate()));
   }
 }
 
@@ -38,7 +38,7 @@ type Pending = { readonly resolve: (message: FromVcpu) => void; readonly reject:
 
 /** One virtual CPU: a thread that runs a workload's program, and what the main thread may ask of it. */
 export class Vcpu {
-  readonly #worker: Worker;
+  readonly #thread: NativeThread;
   readonly #control = allocateVcpuControl();
   readonly #waiting = new Map<FromVcpu["type"], Pending>();
   readonly #name: string;
@@ -51,13 +51,17 @@ export class Vcpu {
   /** The program threw, or its thread ended by itself. It does not run any more. */
   onFailure: (error: MigrationError) => void = () => {};
   isDirectWriter = false;
+  readonly #onMessage = (message: FromVcpu): void => this.#receive(message);
+  readonly #onError = (cause: Error): void =>
+    this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ${cause.message}`, { cause }));
+  readonly #onExit = (): void => this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: its thread ended`));
 
-  constructor(worker: Worker, name: string) {
-    this.#worker = worker;
+  constructor(thread: NativeThread, name: string) {
+    this.#thread = thread;
     this.#name = name;
-    worker.on("message", (message: FromVcpu) => this.#receive(message));
-    worker.on("error", (cause) => this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${name}: ${cause.message}`, { cause })));
-    worker.on("exit", () => this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${name}: its thread ended`)));
+    thread.on("message", this.#onMessage);
+    thread.on("error", this.#onError);
+    thread.on("exit", this.#onExit);
   }
 
   /** Loads the workload. Nothing of guest memory is written. @throws {MigrationError} ERR_WORKLOAD_FAILED */
@@ -135,18 +139,19 @@ export class Vcpu {
   /** Ends program and thread, wherever it stands. After this nobody of it touches guest memory. */
   async end(): Promise<void> {
     this.onFailure = () => {}; // it was asked for
-    this.#worker.removeAllListeners();
-    this.#worker.on("error", () => {}); // an error while it ends has nobody left to concern
+    this.#thread.off("message", this.#onMessage);
+    this.#thread.off("exit", this.#onExit);
+    this.#thread.on("error", () => {}).off("error", this.#onError); // an error while it ends has nobody left to concern
     Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.End);
     Atomics.notify(this.#control, VcpuWord.REQUEST);
     wake(this.#control);
-    await this.#worker.terminate();
+    await this.#thread.terminate();
     this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ended`));
   }
 
   #ask(message: ToVcpu, answer: FromVcpu["type"]): Promise<FromVcpu> {
     const answered = this.#expect(answer);
-    this.#worker.postMessage(message);
+    this.#thread.postMessage(message);
     return answered;
   }
 

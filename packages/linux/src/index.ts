@@ -2,6 +2,7 @@ export * from "./boot-id.js";
 export * from "./file-lock.js";
 export { addressOf, isLinuxAvailable } from "./library.js";
 export * from "./memory.js";
+export * from "./native-thread.js";
 export * from "./pagemap-scan.js";
 export * from "./socket.js";
 export * from "./userfaultfd.js";

@@ -5,8 +5,7 @@ import { createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, it } from "node:test";
 import type { TestContext } from "node:test";
-import { Worker } from "node:worker_threads";
-import { isLinuxAvailable } from "@precopy/linux";
+import { NativeThread, isLinuxAvailable } from "@precopy/linux";
 import type { Address } from "@precopy/protocol";
 import { ChannelThreads, PageChannel, choosePump, connectPageChannel, switching } from "./page-channel.js";
 import { LaneTable } from "./lane-table.js";
@@ -167,13 +166,13 @@ describe("PageChannel", { skip: isLinuxAvailable ? false : "without system calls
 
   it("whose thread dies fails with ERR_INTERNAL, rejects its round, and gives no dead thread to a later channel", async (context) => {
     class MortalThreads extends ChannelThreads {
-      readonly given: Worker[] = [];
-      override take(): Worker {
-        return new Worker(`require("node:worker_threads").parentPort.once("message", () => { throw new Error("out of memory"); });`, {
+      readonly given: NativeThread[] = [];
+      override take(): NativeThread {
+        return new NativeThread(`require("node:worker_threads").parentPort.once("message", () => { throw new Error("out of memory"); });`, {
           eval: true,
         });
       }
-      override give(worker: Worker): void {
+      override give(worker: NativeThread): void {
         this.given.push(worker);
       }
     }

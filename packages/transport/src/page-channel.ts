@@ -1,8 +1,7 @@
 import { once } from "node:events";
 import { createConnection } from "node:net";
 import type { Socket } from "node:net";
-import { Worker } from "node:worker_threads";
-import { SocketHandle, isLinuxAvailable } from "@precopy/linux";
+import { NativeThread, SocketHandle, isLinuxAvailable } from "@precopy/linux";
 import { CHANNELS_MAX, CONNECT_TIMEOUT_MS, HTTP_HEADER_BYTES_MAX, MigrationError, formatAddress } from "@precopy/protocol";
 import type { Address } from "@precopy/protocol";
 import { ChannelEnd } from "./channel-end.js";
@@ -40,30 +39,30 @@ export function choosePump(wanted: "auto" | PumpKind): PumpKind {
 
 /** Threads that wait for a channel: starting one takes 30 to 50 ms. */
 export class ChannelThreads {
-  readonly #idle: Worker[] = [];
+  readonly #idle: NativeThread[] = [];
 
   async prepare(count: number): Promise<void> {
     const fresh = Array.from({ length: Math.max(0, count - this.#idle.length) }, () => this.#start());
     this.#idle.push(...fresh);
-    await Promise.all(fresh.map((worker) => once(worker, "message")));
+    await Promise.all(fresh.map((thread) => thread.up()));
   }
 
-  #start(): Worker {
+  #start(): NativeThread {
     // Pages pass through buffers outside the heap; without a bound, V8 keeps up to 48 MiB of young generation for each thread.
-    return new Worker(new URL("./channel-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
+    return new NativeThread(new URL("./channel-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
   }
 
-  take(): Worker {
+  take(): NativeThread {
     return this.#idle.pop() ?? this.#start();
   }
 
   /** Only after its channel has ended. */
-  give(worker: Worker): void {
-    this.#idle.push(worker);
+  give(thread: NativeThread): void {
+    this.#idle.push(thread);
   }
 
   async end(): Promise<void> {
-    await Promise.all(this.#idle.splice(0).map((worker) => worker.terminate()));
+    await Promise.all(this.#idle.splice(0).map((thread) => thread.terminate()));
   }
 }
 
@@ -168,7 +167,7 @@ interface Sending {
 export class PageChannel {
   readonly generation: number;
   readonly #threads: ChannelThreads;
-  readonly #worker: Worker | undefined;
+  readonly #thread: NativeThread | undefined;
   readonly #handle: SocketHandle | undefined;
   readonly #local: ChannelEnd | undefined;
   readonly #socket: Socket | undefined;
@@ -199,9 +198,9 @@ export class PageChannel {
       this.#socket = socket;
       return;
     }
-    this.#worker = threads.take();
-    this.#worker.on("message", (message: FromChannel) => this.#receive(message));
-    this.#worker.on("error", (cause) => {
+    this.#thread = threads.take();
+    this.#thread.on("message", (message: FromChannel) => this.#receive(message));
+    this.#thread.on("error", (cause) => {
       this.#isThreadGone = true;
       this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message, digest: undefined, position: undefined });
     });
@@ -258,8 +257,8 @@ export class PageChannel {
   }
 
   #tell(message: ToChannel): void {
-    if (this.#worker === undefined) this.#local?.handle(message);
-    else this.#worker.postMessage(message);
+    if (this.#thread === undefined) this.#local?.handle(message);
+    else this.#thread.postMessage(message);
   }
 
   #receive(message: FromChannel): void {
@@ -282,9 +281,9 @@ export class PageChannel {
 
   #release(): void {
     this.#handle?.close();
-    if (this.#worker !== undefined) {
-      this.#worker.removeAllListeners("message").removeAllListeners("error");
-      if (!this.#isThreadGone) this.#threads.give(this.#worker);
+    if (this.#thread !== undefined) {
+      this.#thread.removeAllListeners("message").removeAllListeners("error");
+      if (!this.#isThreadGone) this.#threads.give(this.#thread);
     }
     this.#markEnded();
   }

@@ -4,10 +4,9 @@ import { createConnection, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, it } from "node:test";
 import type { TestContext } from "node:test";
-import { Worker } from "node:worker_threads";
 import { Bitmap, PageHashes, allocateHashTable, joinDigests } from "@precopy/guest";
 import type { GuestMemory } from "@precopy/guest";
-import { isLinuxAvailable } from "@precopy/linux";
+import { NativeThread, isLinuxAvailable } from "@precopy/linux";
 import { LaneTable } from "./lane-table.js";
 import { ChannelThreads } from "./page-channel.js";
 import { PageReceiver } from "./page-receiver.js";
@@ -269,8 +268,8 @@ describe("PageReceiver", () => {
     skip: isLinuxAvailable ? false : "no threads here",
   }, async (context) => {
     class MortalThreads extends ChannelThreads {
-      override take(): Worker {
-        return new Worker(`require("node:worker_threads").parentPort.once("message", () => { throw new Error("out of memory"); });`, {
+      override take(): NativeThread {
+        return new NativeThread(`require("node:worker_threads").parentPort.once("message", () => { throw new Error("out of memory"); });`, {
           eval: true,
         });
       }
