@@ -1,11 +1,18 @@
+import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { JsonChild } from "@precopy/lab";
+import type { JsonLine } from "@precopy/lab";
+import { FaultProxy } from "../faults/proxy.js";
 
 export const PRECOPY = fileURLToPath(new URL("../../../packages/cli/bin/precopy.js", import.meta.url));
+
+/** Slow enough that a fault finds the first round under way. */
+export const SLOW = ["--max-bandwidth", "120Mbit"];
 
 export interface Outcome {
   readonly code: number | null;
@@ -46,6 +53,7 @@ export interface AgentHandle {
 export class Lab {
   readonly #folder = mkdtempSync(join(tmpdir(), "precopy-e2e-"));
   readonly #children: JsonChild[] = [];
+  readonly #links: FaultProxy[] = [];
   #switch = "";
 
   /** @param fault PRECOPY_FAULT for that process, an agent: POINT=hold:MS or POINT=kill. */
@@ -110,7 +118,32 @@ export class Lab {
     return JSON.parse((await precopy(["status", "--socket", agent.socket, "--json"])).stdout).guest;
   }
 
+  /** Waits until `precopy status` at the agent tells of a guest that runs, at this epoch. */
+  async runsAt(agent: AgentHandle, epoch: number): Promise<void> {
+    for (let tries = 0; ; tries++) {
+      const guest = await this.guestAt(agent);
+      if (guest?.phase === "running") return assert.equal(guest.epoch, epoch);
+      assert.ok(tries < 60, `guest at ${agent.name}: ${JSON.stringify(guest)}`);
+      await sleep(250);
+    }
+  }
+
+  /** The guest never left its first owner: it answers, and the client's ledger is right. */
+  async runsOnAt(source: AgentHandle, client: JsonChild): Promise<void> {
+    assert.ok((await answersWithin(client, 300)) > 100, "the guest answers the client");
+    await this.runsAt(source, 1);
+    await isRight(client);
+  }
+
+  /** A link to an agent that can be cut. */
+  async link(to: string): Promise<FaultProxy> {
+    const link = await FaultProxy.to(to);
+    this.#links.push(link);
+    return link;
+  }
+
   async end(): Promise<void> {
+    for (const link of this.#links) link.close();
     for (const child of this.#children.toReversed()) await child.end();
     rmSync(this.#folder, { recursive: true, force: true });
   }
@@ -122,11 +155,25 @@ export async function ask(agent: AgentHandle, ...args: string[]): Promise<Outcom
   return { ...outcome, json: outcome.stdout === "" ? {} : JSON.parse(outcome.stdout) };
 }
 
+/** The report of a migration that must complete. */
+export async function reportOf(migration: JsonChild): Promise<JsonLine> {
+  const { report } = await migration.expect("done");
+  assert.equal(await migration.exited, 0, migration.stderr);
+  return report as JsonLine;
+}
+
+/** Ends the client: nothing acknowledged is lost or doubled, no older owner has answered. */
+export async function isRight(client: JsonChild): Promise<void> {
+  client.write("finish");
+  const report = await client.expect("report");
+  assert.deepEqual([report["lost"], report["doubled"], report["staleEpochAnswers"], report["isVerified"]], [0, 0, 0, true]);
+}
+
 /** Marks the client's window, lets `ms` pass, and returns how many answers came in it. */
 export async function answersWithin(client: JsonChild, ms: number): Promise<number> {
   client.write("mark");
   await client.expect("mark");
-  await new Promise((resolve) => setTimeout(resolve, ms));
+  await sleep(ms);
   client.write("mark");
   return Number((await client.expect("mark"))["acknowledged"]);
 }

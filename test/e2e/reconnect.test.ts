@@ -1,0 +1,53 @@
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Lab, SLOW, isRight, reportOf, untilPhase } from "./lab.js";
+
+let lab: Lab;
+beforeEach(async () => {
+  lab = new Lab();
+  await lab.startSwitch();
+});
+afterEach(() => lab.end());
+
+describe("nothing starts again from zero", () => {
+  for (const { title, channel, losses, rejoins } of [
+    { title: "a page channel that is cut is made again", channel: "pages", losses: 1, rejoins: 0 },
+    { title: "a control channel that is cut is joined again", channel: "control", losses: 0, rejoins: 1 },
+    { title: "a link that is cut altogether is made again", channel: "any", losses: 2, rejoins: 1 },
+  ] as const)
+    it(`${title}, and the migration completes, both images equal`, async () => {
+      const source = await lab.source("a");
+      const target = await lab.agent("target", "b");
+      const client = await lab.client();
+      const link = await lab.link(target.listen);
+      const migration = lab.migrate(source, link.address, SLOW);
+      await untilPhase(migration, "active");
+      await sleep(400);
+      link.cut("rst", channel);
+      const report = await reportOf(migration);
+      assert.ok(Number(report["channel-losses"]) >= losses, `channels lost: ${String(report["channel-losses"])}`);
+      assert.equal(report["control-rejoins"], rejoins);
+      assert.equal(report["digest-equal"], true);
+      assert.ok(Number(report["resent-bytes"]) < 16 * 2 ** 20, `${String(report["resent-bytes"])} B sent twice, of 32 MiB`);
+      await isRight(client);
+    });
+
+  it("a link that refuses and drops everything for 3 s in the middle of a migration is no failure", async () => {
+    const source = await lab.source("a");
+    const target = await lab.agent("target", "b");
+    const client = await lab.client();
+    const link = await lab.link(target.listen);
+    const migration = lab.migrate(source, link.address, SLOW);
+    await untilPhase(migration, "active");
+    await sleep(400);
+    link.refuse();
+    link.cut("rst");
+    await sleep(3000);
+    await link.comeBack();
+    const report = await reportOf(migration);
+    assert.equal(report["digest-equal"], true);
+    assert.equal(report["control-rejoins"], 1);
+    await isRight(client);
+  });
+});
