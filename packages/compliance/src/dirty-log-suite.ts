@@ -12,18 +12,21 @@ const HOSTILE_BYTES = 64 * 2 ** 20;
 const HARDSHIP = { randomWrites: 2_000_000, copies: 20, sweeps: 6 } as const;
 const FORGET_EVERY = 10_000;
 
-/** `pages` and nothing else; where the kernel uses huge pages unasked, their neighbours may be listed too. */
-function assertListed(found: readonly number[], pages: readonly number[]): void {
-  for (const page of pages) assert.ok(found.includes(page), `page ${page} is missing`);
-  for (const page of found)
-    assert.ok(
-      pages.some((written) => Math.abs(written - page) <= NEIGHBOUR_PAGES),
-      `page ${page} was never written`,
-    );
-}
+/**
+ * What every dirty log must do. @param skip why it cannot be tried here, or false.
+ * @param neighbours how far from a written page others may be listed: over huge pages, a whole one.
+ */
+export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | false = false, neighbours = NEIGHBOUR_PAGES): void {
+  /** `pages` and nothing else but neighbours. */
+  const assertListed = (found: readonly number[], pages: readonly number[]): void => {
+    for (const page of pages) assert.ok(found.includes(page), `page ${page} is missing`);
+    for (const page of found)
+      assert.ok(
+        pages.some((written) => Math.abs(written - page) <= neighbours),
+        `page ${page} was never written`,
+      );
+  };
 
-/** What every dirty log must do. @param skip why it cannot be tried here, or false. */
-export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | false = false): void {
   describe(`${name} dirty log`, () => {
     it("lists at start every page that holds something, and none that was never touched or only read", { skip }, () =>
       withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, access, log }) => {

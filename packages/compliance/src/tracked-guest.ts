@@ -43,14 +43,19 @@ export function listed(memory: GuestMemory, fill: (into: Bitmap) => void): numbe
   return pages;
 }
 
-function isHugeAlways(): boolean {
-  if (process.platform !== "linux") return false;
+/** When the kernel of this host uses huge pages by itself. */
+function hugePages(): "always" | "madvise" | "never" {
+  if (process.platform !== "linux") return "never";
   try {
-    return readFileSync("/sys/kernel/mm/transparent_hugepage/enabled", "utf8").includes("[always]");
+    const choice = readFileSync("/sys/kernel/mm/transparent_hugepage/enabled", "utf8");
+    return choice.includes("[always]") ? "always" : choice.includes("[madvise]") ? "madvise" : "never";
   } catch (error) {
-    if (error instanceof Error && "code" in error && error.code === "ENOENT") return false; // a kernel without huge pages
+    if (error instanceof Error && "code" in error && error.code === "ENOENT") return "never"; // a kernel without huge pages
     throw error;
   }
 }
+/** Small pages in a huge one. */
+export const HUGE_PAGES = 512;
 /** How far from a written page the kernel may count pages as written: a whole huge page, where it backs memory with them unasked. */
-export const NEIGHBOUR_PAGES = isHugeAlways() ? 512 : 0;
+export const NEIGHBOUR_PAGES = hugePages() === "always" ? HUGE_PAGES : 0;
+export const whyNoHugePages: string | undefined = hugePages() === "never" ? "this kernel is set to use no huge pages" : undefined;

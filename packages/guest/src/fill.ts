@@ -27,10 +27,12 @@ export function fillRegion(context: WorkloadContext): void {
   const { start } = context.region;
   if (bytes > context.region.bytes || bytes % PAGE_BYTES !== 0)
     throw new MigrationError("ERR_PARAMETER", `Fill of ${bytes} B for a region of ${context.region.bytes} B`);
+  const memory = new GuestMemory({ bytes: context.memory.bytes, segments: context.segments });
+  memory.expectDense(start / PAGE_BYTES, bytes / PAGE_BYTES);
   if (kind === "text") return fillText(context, start, bytes);
   if (kind === "zeros") return context.memory.fill(start, bytes, 0);
   if (kind !== "random") throw new MigrationError("ERR_PARAMETER", `fillKind ${String(kind)}: ${FILL_KINDS.join(", ")}`);
-  const kernels = pageKernels(new GuestMemory({ bytes: context.memory.bytes, segments: context.segments }));
+  const kernels = pageKernels(memory);
   for (let at = start; at < start + bytes; ) {
     const piece = Math.min(start + bytes, (Math.floor(at / SEGMENT_BYTES) + 1) * SEGMENT_BYTES) - at;
     kernels[Math.floor(at / SEGMENT_BYTES)]?.fillRandom(at % SEGMENT_BYTES, piece, BigInt(at + 1) * 0x9e3779b97f4a7c15n);

@@ -1,5 +1,5 @@
 import { parentPort } from "node:worker_threads";
-import { PagemapScanner, freePages, isLinuxAvailable, trimHeap } from "@precopy/linux";
+import { PagemapScanner, adviseHugePages, freePages, isLinuxAvailable, trimHeap } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { AuditResult, ErrorCode } from "@precopy/protocol";
 import { Bitmap } from "./bitmap.js";
@@ -94,7 +94,11 @@ function perform(request: MemoryTask): AuditResult | undefined {
       return undefined;
     case "free":
       for (const view of attached().memory.views) if (!isLinuxAvailable) view.fill(0);
-      if (isLinuxAvailable) for (const { address, bytes } of attached().memory.ranges()) freePages(address, bytes);
+      if (isLinuxAvailable)
+        for (const { address, bytes } of attached().memory.ranges()) {
+          freePages(address, bytes);
+          adviseHugePages(address, bytes, false); // the next guest there may be a sparse one
+        }
       trimHeap();
       return undefined;
     case "detach":

@@ -3,8 +3,18 @@ import { declare, declareOptional, systemCallError } from "./library.js";
 
 const madvise = declare("int madvise(uintptr_t address, size_t bytes, int advice)");
 const MADV_DONTNEED = 4;
+const MADV_HUGEPAGE = 14;
+const MADV_NOHUGEPAGE = 15;
 /** One call stays under a few ms, so that the thread stays responsive. */
 export const FREE_SLICE_BYTES = 64 * 2 ** 20;
+
+/**
+ * Lets the kernel populate a range with huge pages, or no longer. Filling one takes a fifth of the time of its 512 small ones, and its first
+ * byte costs 2 MiB. Advice: where there are none nothing happens, and a process whose address space is in too many parts already keeps it.
+ */
+export function adviseHugePages(address: bigint, bytes: number, isWanted: boolean): void {
+  madvise(address, bytes, isWanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+}
 
 /** Gives a range back to the system; it reads as zeros afterwards. Call it off the main thread: 1 GiB takes some 50 ms. @throws ERR_SYSTEM_CALL */
 export function freePages(address: bigint, bytes: number): void {

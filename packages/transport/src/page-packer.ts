@@ -4,6 +4,7 @@ import {
   BLOCK_PAGES,
   HEADER_BYTES,
   PACKET_PAGES_MAX,
+  PACKET_PAYLOAD_BYTES_MAX,
   PACKET_ZERO_RUNS_MAX,
   PAGE_BYTES,
   PacketKind,
@@ -16,6 +17,7 @@ import { encodeBlock } from "@precopy/protocol/page-codec";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
+import { youngGarbageCollector } from "./young-garbage.js";
 
 /** What a channel sent in one round. */
 export interface RoundSent {
@@ -55,8 +57,8 @@ export interface PackerSource {
   readonly compression: "none" | "lz4";
 }
 
-/** Raw bytes compressed between two turns of the event loop: only there does lz4-napi free what it returned. */
-const YIELD_BYTES = 2 ** 20;
+/** Raw bytes compressed until what lz4-napi returned is collected, in a turn of the event loop of its own: only there is it freed. */
+const COLLECT_BYTES = 8 * 2 ** 20;
 
 /** Turns a round's bitmap into packets of the lanes a channel carries: zero pages as runs, the others as runs and bytes. */
 export class PagePacker {
@@ -72,7 +74,9 @@ export class PagePacker {
   #zero = 0;
   #dataPages = 0;
   #sequence = 0;
-  #sinceYield = 0;
+  #payload: Buffer | undefined; // of the encoded packet being made; there once one was
+  #collectGarbage: (() => void) | undefined;
+  #sinceCollected = 0;
   #round = 0;
   #normalPages = 0;
   #zeroPages = 0;
@@ -175,10 +179,13 @@ export class PagePacker {
   /** From a private copy: a page that changed under the compressor would give a block that nobody can decode. */
   async #compress(): Promise<Buffer> {
     const { memory } = this.#source;
-    const blocks: Uint8Array[] = [];
+    const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
+    let bytes = 0;
     let filled = 0;
     const flush = (): void => {
-      if (filled > 0) blocks.push(encodeBlock(this.#block.subarray(0, filled * PAGE_BYTES)));
+      const block = encodeBlock(this.#block.subarray(0, filled * PAGE_BYTES));
+      payload.set(block, bytes);
+      bytes += block.byteLength;
       filled = 0;
     };
     for (let at = 0; at < this.#data; at += 2) {
@@ -190,13 +197,15 @@ export class PagePacker {
         if (filled === BLOCK_PAGES) flush();
       }
     }
-    flush();
-    this.#sinceYield += this.#dataPages * PAGE_BYTES;
-    if (this.#sinceYield >= YIELD_BYTES) {
-      this.#sinceYield = 0;
+    if (filled > 0) flush();
+    this.#sinceCollected += this.#dataPages * PAGE_BYTES;
+    if (this.#sinceCollected >= COLLECT_BYTES) {
+      this.#sinceCollected = 0;
+      this.#collectGarbage ??= youngGarbageCollector();
+      this.#collectGarbage();
       await new Promise((resolve) => setImmediate(resolve));
     }
-    return Buffer.concat(blocks);
+    return payload.subarray(0, bytes);
   }
 }
 

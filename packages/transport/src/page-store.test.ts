@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { existsSync, readFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { Bitmap, PageHashes, allocateHashTable, joinDigests } from "@precopy/guest";
 import type { GuestMemory } from "@precopy/guest";
@@ -10,6 +11,7 @@ import {
   PacketKind,
   PageEncoding,
   RUN_BYTES,
+  STRIPE_PAGES,
   checkRunTable,
   decodeHeader,
   encodeHeader,
@@ -86,7 +88,39 @@ function packet(
 const flush = (lanes: number, round: number, sequence: number): Buffer =>
   packet([], [], { kind: PacketKind.Flush, lanes, round, sequence });
 
+/** Bytes of a memory that the kernel keeps in huge pages. */
+function hugeBytes(memory: GuestMemory): number {
+  const start = memory.addressOf(0);
+  let sum = 0;
+  let isInside = false;
+  for (const line of readFileSync("/proc/self/smaps", "utf8").split("\n")) {
+    const [, from, to] = /^([0-9a-f]+)-([0-9a-f]+) /.exec(line) ?? [];
+    if (from !== undefined && to !== undefined)
+      isInside = Number.parseInt(from, 16) < start + memory.bytes && Number.parseInt(to, 16) > start;
+    const [, kib] = /^AnonHugePages: +(\d+) kB/.exec(line) ?? [];
+    if (isInside && kib !== undefined) sum += Number(kib) * 1024;
+  }
+  return sum;
+}
+const THP = "/sys/kernel/mm/transparent_hugepage/enabled";
+const skipHuge =
+  isLinuxAvailable && existsSync(THP) && readFileSync(THP, "utf8").includes("[madvise]")
+    ? false
+    : "this kernel does not give huge pages to those who ask, and to nobody else";
+
 describe("PageStore", () => {
+  it("lets whole stripes come to lie in huge pages, and scattered pages in pages of their own", { skip: skipHuge }, () => {
+    const dense = allocate(8 * STRIPE_PAGES);
+    const sparse = allocate(8 * STRIPE_PAGES);
+    const all = { populated: new Bitmap(8 * STRIPE_PAGES), hashes: undefined };
+    target({ ...all, memory: dense }).push(
+      Buffer.concat([0, 1, 2, 3].map((at) => packet([[at * STRIPE_PAGES, STRIPE_PAGES]], [], { sequence: at }))),
+    );
+    target({ ...all, memory: sparse }).push(packet([0, 1, 2, 3].map((at) => [at * STRIPE_PAGES + 77, 20] as const)));
+    assert.equal(hugeBytes(dense), 4 * STRIPE_PAGES * PAGE_BYTES);
+    assert.equal(hugeBytes(sparse), 0);
+  });
+
   for (const compression of ["none", "lz4"] as const) {
     it(`stores a round (${compression}) that comes in one piece, byte for byte, with the source's hashes`, async () => {
       const { memory, all } = source();

@@ -15,6 +15,9 @@ import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 import { lanesOfBits } from "./lane-table.js";
 import type { LaneTable } from "./lane-table.js";
 
+/** A run that fills most of a huge page: scattered pages each get their own 4 KiB, as at the source. */
+const DENSE_PAGES = STRIPE_PAGES / 2;
+
 /** Where a channel's pages go at the target. */
 export interface StoreTarget {
   readonly memory: GuestMemory;
@@ -62,7 +65,11 @@ export class PageStore implements PacketSink {
     this.#dataPages = dataPages;
     this.#run = 0;
     this.#runOffset = 0;
-    for (let run = 0; run < header.dataRuns; run++) this.#target.populated.setRun(this.#first(run), this.#pages(run));
+    const { populated, memory } = this.#target;
+    for (let run = 0; run < header.dataRuns; run++) {
+      if (this.#pages(run) >= DENSE_PAGES) memory.expectDense(this.#first(run), this.#pages(run));
+      populated.setRun(this.#first(run), this.#pages(run));
+    }
   }
 
   #checkLanes({ lanes: bits, round }: PacketHeader): void {

@@ -46,7 +46,7 @@ export class PortableSendPump implements SendPump {
   }
 
   sendBytes(head: Buffer, payload: Buffer | undefined): Promise<void> | undefined {
-    return this.#write(payload === undefined ? Buffer.from(head) : Buffer.concat([head, payload])); // head is reused by the caller
+    return this.#write(payload === undefined ? Buffer.from(head) : Buffer.concat([head, payload])); // both are used again by the caller
   }
 
   #write(bytes: Buffer): Promise<void> | undefined {

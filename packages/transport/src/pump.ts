@@ -8,7 +8,7 @@ export type PumpKind = "direct" | "portable";
 export interface SendPump {
   /** Sends header and run table (`head`), then the raw pages of its data runs from guest memory. @throws {MigrationError} ERR_LINK_LOST */
   sendPages(head: Buffer, dataRuns: number): Promise<void> | undefined;
-  /** Sends `head`, then `payload`, which is the pump's from now on. */
+  /** Sends `head`, then `payload`; both are the caller's again when this returns. */
   sendBytes(head: Buffer, payload: Buffer | undefined): Promise<void> | undefined;
   /** Bytes a second from now on; 0 lifts the limit. */
   setPacing(bytesPerSecond: number): void;
