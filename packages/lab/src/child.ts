@@ -24,7 +24,7 @@ export class JsonChild {
     // A group of its own: Ctrl-C reaches the starter, and the starter ends its children in order.
     this.#process = spawn(program, rest, { stdio: ["pipe", "pipe", "pipe"], detached: true });
     this.#exited = new Promise((resolve) => {
-      this.#process.once("exit", (code) => resolve(code));
+      this.#process.once("close", (code) => resolve(code)); // unlike `exit`: behind its last line
       this.#process.once("error", () => resolve(null));
     });
     this.#process.stdin?.on("error", () => {}); // it ended: `exited` tells

@@ -206,6 +206,7 @@ export class OutgoingMigration {
         stop: (reason) => this.#stop(reason),
         onRound: (round) => {
           this.rounds.push(round);
+          this.congestionControl ??= link.congestionControl; // the channels' threads tell it when they are ready to send
           this.#emit({ type: "round", ...round });
         },
       },
@@ -284,7 +285,6 @@ export class OutgoingMigration {
       if (wasSilent) link.suspectAll(new MigrationError("ERR_PEER_DEAD", "Nothing was heard from the target for long"));
     };
     await link.open();
-    this.congestionControl = link.congestionControl;
     return link;
   }
 

@@ -11,6 +11,7 @@ import { ChannelStopped, PageStore } from "./page-store.js";
 import { DirectSendPump, receiveDirect } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
 import type { PumpKind, SendPump } from "./pump.js";
+import { collectDropped } from "./young-garbage.js";
 
 /** What both ends of a channel know. */
 export interface ChannelSetup {
@@ -142,5 +143,6 @@ export class ChannelEnd {
     const cause = failure?.cause instanceof Error ? ` (${failure.cause.message})` : "";
     const message = failure === undefined ? "" : `${failure.message}${cause}`;
     this.#reply({ type: "ended", code: failure?.code, message, digest: this.#hashes?.digest(), position });
+    collectDropped();
   }
 }

@@ -17,7 +17,7 @@ import { encodeBlock } from "@precopy/protocol/page-codec";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
-import { youngGarbageCollector } from "./young-garbage.js";
+import { dropped } from "./young-garbage.js";
 
 /** What a channel sent in one round. */
 export interface RoundSent {
@@ -57,9 +57,6 @@ export interface PackerSource {
   readonly compression: "none" | "lz4";
 }
 
-/** Raw bytes compressed until what lz4-napi returned is collected, in a turn of the event loop of its own: only there is it freed. */
-const COLLECT_BYTES = 8 * 2 ** 20;
-
 /** Turns a round's bitmap into packets of the lanes a channel carries: zero pages as runs, the others as runs and bytes. */
 export class PagePacker {
   readonly #source: PackerSource;
@@ -70,13 +67,11 @@ export class PagePacker {
   readonly #dataRuns = new Uint32Array(2 * (PACKET_PAGES_MAX + 1));
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
   readonly #block = new Uint8Array(BLOCK_BYTES);
+  #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #data = 0; // entries used
   #zero = 0;
   #dataPages = 0;
   #sequence = 0;
-  #payload: Buffer | undefined; // of the encoded packet being made; there once one was
-  #collectGarbage: (() => void) | undefined;
-  #sinceCollected = 0;
   #round = 0;
   #normalPages = 0;
   #zeroPages = 0;
@@ -198,13 +193,7 @@ export class PagePacker {
       }
     }
     if (filled > 0) flush();
-    this.#sinceCollected += this.#dataPages * PAGE_BYTES;
-    if (this.#sinceCollected >= COLLECT_BYTES) {
-      this.#sinceCollected = 0;
-      this.#collectGarbage ??= youngGarbageCollector();
-      this.#collectGarbage();
-      await new Promise((resolve) => setImmediate(resolve));
-    }
+    if (dropped(bytes)) await new Promise((resolve) => setImmediate(resolve));
     return payload.subarray(0, bytes);
   }
 }

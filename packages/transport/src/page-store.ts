@@ -14,6 +14,7 @@ import { BlockReader } from "@precopy/protocol/page-codec";
 import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 import { lanesOfBits } from "./lane-table.js";
 import type { LaneTable } from "./lane-table.js";
+import { dropped } from "./young-garbage.js";
 
 /** A run that fills most of a huge page: scattered pages each get their own 4 KiB, as at the source. */
 const DENSE_PAGES = STRIPE_PAGES / 2;
@@ -113,8 +114,10 @@ export class PageStore implements PacketSink {
 
   #storeBlocks(payload: Buffer): void {
     const blocks = new BlockReader(payload, this.#dataPages);
-    for (let pages = blocks.next(); pages !== undefined; pages = blocks.next())
+    for (let pages = blocks.next(); pages !== undefined; pages = blocks.next()) {
       this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
+      dropped(pages.byteLength);
+    }
   }
 
   /** The payload is in place: zero runs, hashes and the mark how far each lane is stored follow. */

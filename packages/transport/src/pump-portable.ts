@@ -6,6 +6,7 @@ import { ChannelStopped } from "./page-store.js";
 import type { PageStore } from "./page-store.js";
 import type { SendPump } from "./pump.js";
 import { TokenBucket } from "./token-bucket.js";
+import { dropped } from "./young-garbage.js";
 
 /** Copies pages out of guest memory and hands them to Node's socket. */
 export class PortableSendPump implements SendPump {
@@ -52,6 +53,7 @@ export class PortableSendPump implements SendPump {
   #write(bytes: Buffer): Promise<void> | undefined {
     if (this.#failure !== undefined) throw this.#failure;
     const isTaken = this.#socket.write(bytes);
+    dropped(bytes.byteLength);
     const waitMs = this.#bucket.take(bytes.byteLength);
     return isTaken && waitMs === 0 ? undefined : this.#wait(isTaken, waitMs);
   }
@@ -112,6 +114,7 @@ export function receivePortable(
     socket.on("data", (chunk: Buffer) => {
       try {
         decoder.push(chunk);
+        dropped(chunk.byteLength);
       } catch (error) {
         fail(error);
       }
