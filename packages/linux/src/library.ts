@@ -1,5 +1,6 @@
 import { createRequire } from "node:module";
 import { constants } from "node:os";
+import { getEnvironmentData, isMainThread, setEnvironmentData } from "node:worker_threads";
 import { MigrationError } from "@precopy/protocol";
 
 type Koffi = typeof import("koffi").default;
@@ -16,39 +17,58 @@ function loadKoffi(): Koffi | undefined {
   }
 }
 
-const koffi = loadKoffi();
-const libc = koffi?.load(null);
+interface Library {
+  readonly koffi: Koffi;
+  readonly libc: ReturnType<Koffi["load"]>;
+}
+let loaded: Library | null | undefined; // null: it cannot be had
+/** Only when a call needs it: koffi takes 20 ms to load, and of each thread that loaded it keeps 3 MiB of addresses when it ends. */
+function library(): Library | null {
+  if (loaded === undefined) {
+    const koffi = loadKoffi();
+    loaded = koffi === undefined ? null : { koffi, libc: koffi.load(null) };
+  }
+  return loaded;
+}
 
+/** What the main thread found, for its workers. */
+const FOUND = "precopy.isLinuxAvailable";
+function isFound(): boolean {
+  const found: unknown = isMainThread ? undefined : getEnvironmentData(FOUND);
+  if (typeof found === "boolean") return found;
+  const isThere = library() !== null;
+  setEnvironmentData(FOUND, isThere);
+  return isThere;
+}
 /** True where this package can make system calls: Linux on x64 or arm64, with koffi present. */
-export const isLinuxAvailable = libc !== undefined;
+export const isLinuxAvailable = isFound();
 
 /** Declares one C function; calling it where it cannot be had throws ERR_SYSTEM_CALL. Results of 64 bits come as number or bigint. */
 export function declare(prototype: string): (...args: unknown[]) => number {
-  const foreign: Foreign | undefined = libc?.func(prototype);
+  let foreign: Foreign | undefined;
   return (...args) => {
+    foreign ??= library()?.libc.func(prototype);
     if (foreign === undefined)
       throw new MigrationError("ERR_SYSTEM_CALL", `No system calls on ${process.platform} ${process.arch}: ${prototype}`);
     return Number(foreign(...args));
   };
 }
 
-/** As `declare`, for what only some C libraries have; undefined where it is missing. */
-export function declareOptional(prototype: string): ((...args: unknown[]) => number) | undefined {
-  try {
-    return libc === undefined
-      ? undefined
-      : (
-          (foreign: Foreign) =>
-          (...args: unknown[]) =>
-            Number(foreign(...args))
-        )(libc.func(prototype));
-  } catch {
-    return undefined; // koffi throws for a symbol that is not there
-  }
+/** As `declare`, for what only some C libraries have; undefined where it is missing, and nothing was done. */
+export function declareOptional(prototype: string): (...args: unknown[]) => number | undefined {
+  let foreign: Foreign | null | undefined;
+  return (...args) => {
+    try {
+      foreign ??= library()?.libc.func(prototype) ?? null;
+    } catch {
+      foreign = null; // koffi throws for a symbol that is not there
+    }
+    return foreign === null ? undefined : Number(foreign(...args));
+  };
 }
 
 /** Error number of the last call on this thread. */
-export const errno = (): number => koffi?.errno() ?? 0;
+export const errno = (): number => library()?.koffi.errno() ?? 0;
 
 const NAMES = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));
 
@@ -60,6 +80,7 @@ export function systemCallError(call: string): MigrationError {
 
 /** Address of a view's first byte; the same in every thread. The caller keeps the view's buffer alive. */
 export function addressOf(view: ArrayBufferView): bigint {
-  if (koffi === undefined) throw new MigrationError("ERR_SYSTEM_CALL", "Addresses need koffi");
-  return BigInt(koffi.address(view));
+  const there = library();
+  if (there === null) throw new MigrationError("ERR_SYSTEM_CALL", "Addresses need koffi");
+  return BigInt(there.koffi.address(view));
 }

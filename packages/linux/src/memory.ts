@@ -28,7 +28,7 @@ const mallocTrim = declareOptional("int malloc_trim(size_t keep)");
 
 /** Gives back what the C library keeps of freed buffers, in every thread's arena; does nothing where it has no such call. */
 export function trimHeap(): void {
-  mallocTrim?.(0);
+  mallocTrim(0);
 }
 
 /** Bytes the system can give without swapping (MemAvailable); undefined where it does not say. */

@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, readdirSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, it } from "node:test";
 import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";
 import { addressOf, isLinuxAvailable } from "./library.js";
-import { BlockingSocket, PIECES_MAX, SocketHandle } from "./socket.js";
+import { BlockingSocket, PIECES_MAX, SocketHandle, mayUseCongestionControl } from "./socket.js";
 
 /** This file is also the thread at the other end: one blocking call, told by this order. */
 interface Order {
@@ -214,6 +214,16 @@ if (isMainThread)
         const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
         for (const rate of [1, 0.5, 10e9, 0]) assert.doesNotThrow(() => socket.setPacing(rate));
         assert.equal(socket.tryCongestionControl("no-such-thing"), false);
+      }));
+
+    it("knows without a connection which congestion controls a socket may have, and leaves no descriptor open", () =>
+      withPair((near) => {
+        const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
+        const names = ["reno", "cubic", "bbr", "no-such-thing"];
+        const before = readdirSync("/proc/self/fd").length;
+        for (const name of names) assert.equal(mayUseCongestionControl(name), socket.tryCongestionControl(name), name);
+        assert.ok(mayUseCongestionControl("reno"), "what every kernel has, and lets everybody have");
+        assert.equal(readdirSync("/proc/self/fd").length, before);
       }));
 
     it("closed handles stay closed: a descriptor that got the same number is not closed by them", () =>

@@ -1,6 +1,7 @@
 import { constants } from "node:os";
 import { declare, errno, systemCallError } from "./library.js";
 
+const openSocket = declare("int socket(int domain, int type, int protocol)");
 const dup = declare("int dup(int fd)");
 const closeDescriptor = declare("int close(int fd)");
 const fcntl = declare("int fcntl(int fd, int command, int argument)");
@@ -11,6 +12,8 @@ const readv = declare("long readv(int fd, void *pieces, int count)");
 const recv = declare("long recv(int fd, void *buffer, size_t bytes, int flags)");
 const send = declare("long send(int fd, void *buffer, size_t bytes, int flags)");
 
+const AF_INET = 2;
+const SOCK_STREAM_CLOEXEC = 0x80001;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const O_NONBLOCK = 0x800;
@@ -27,6 +30,22 @@ const MSG_NOSIGNAL = 0x4000;
 const UNLIMITED = 2n ** 64n - 1n;
 /** `writev` and `readv` take this many pieces at most. */
 export const PIECES_MAX = 1024;
+
+function setCongestionControl(fd: number, name: string): boolean {
+  const value = Buffer.from(name);
+  return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, value, value.byteLength) === 0;
+}
+
+/** True if the kernel lets this user have a TCP congestion control by that name; found out on a socket of its own. */
+export function mayUseCongestionControl(name: string): boolean {
+  const fd = openSocket(AF_INET, SOCK_STREAM_CLOEXEC, 0);
+  if (fd < 0) throw systemCallError("socket");
+  try {
+    return setCongestionControl(fd, name);
+  } finally {
+    closeDescriptor(fd);
+  }
+}
 
 /**
  * A connected TCP socket in blocking mode, for one worker. The main thread keeps a SocketHandle to the same descriptor and owns
@@ -64,8 +83,7 @@ export class BlockingSocket {
 
   /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */
   tryCongestionControl(name: string): boolean {
-    const value = Buffer.from(name);
-    return setsockopt(this.#fd, IPPROTO_TCP, TCP_CONGESTION, value, value.byteLength) === 0;
+    return setCongestionControl(this.#fd, name);
   }
 
   /**

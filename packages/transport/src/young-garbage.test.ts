@@ -42,3 +42,10 @@ it("a thread that says what it dropped keeps less than 20 MiB of it, and little 
   assert.ok(ended < 4, `${ended} MiB at the end`);
   assert.ok(silent > 28, `${silent} MiB without a word`);
 });
+
+it("many threads that begin at once all collect, and none fails", async () => {
+  const code = `import(${JSON.stringify(MODULE)}).then(({ dropped }) => require("node:worker_threads").parentPort.postMessage(dropped(2 ** 30)));`;
+  const workers = Array.from({ length: 24 }, () => new Worker(code, { eval: true }));
+  const answers = await Promise.all(workers.map((worker) => once(worker, "message"))); // an error rejects
+  assert.deepEqual(answers.flat(), new Array(24).fill(true));
+});

@@ -4,10 +4,10 @@ import { trimHeap } from "@precopy/linux";
 
 const COLLECT_BYTES = 8 * 2 ** 20;
 
+/** The flag is the whole process's, and other threads do this, too: so it stays set. Only contexts made from here on have a `gc`. */
 function collector(): () => void {
-  setFlagsFromString("--expose-gc"); // for contexts made from here on: ours alone
-  const collect: unknown = runInNewContext("gc");
-  setFlagsFromString("--no-expose-gc");
+  setFlagsFromString("--expose-gc");
+  const collect: unknown = runInNewContext("globalThis.gc");
   return typeof collect === "function" ? () => void collect({ type: "minor" }) : () => {};
 }
 let collect: (() => void) | undefined; // this thread's; a context costs a millisecond
