@@ -29,8 +29,9 @@ export async function carryByChannels({ bytes, filled, channels }: ImageOrder, b
 
 /** Ours against page-walk with the same image. @param pages what page-walk asks for; ours does as the product does. */
 export const channelThroughput = (order: ImageOrder, pages: PageSize, pairs: number, walk: PageWalk): Promise<Pair<ImageRun>[]> => {
-  // What the target will touch: memory that the host has to find first would cost both, but not both the same.
-  const beforeStart = (): void => warmMemory(order.filled);
+  // Three times what the target will touch: of what is given back it gets some, and memory that the host has to find first would be all there
+  // is to see.
+  const beforeStart = (): void => warmMemory(3 * order.filled);
   return interleave(
     pairs,
     () => carryByChannels(order, beforeStart),

@@ -36,8 +36,11 @@ export interface Peer {
   readonly name: string;
   /** The names that `migrate` takes; the first is the peer's default. */
   readonly settings: readonly string[];
-  /** @throws {Error} if the migration did not complete, or the peer said anything unexpected */
-  migrate(load: Load, setting: string): Promise<PeerRun>;
+  /**
+   * @param ready called when the guest runs under its load, right before it is moved: what it does there, it does to every peer.
+   * @throws {Error} if the migration did not complete, or the peer said anything unexpected
+   */
+  migrate(load: Load, setting: string, ready: () => void): Promise<PeerRun>;
 }
 
 const MIB = 2 ** 20;

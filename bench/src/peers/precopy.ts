@@ -33,7 +33,7 @@ export function precopyPeer(): Peer {
   return {
     name: "precopy",
     settings: [...SETTINGS.keys()],
-    async migrate(load: Load, setting: string): Promise<PeerRun> {
+    async migrate(load: Load, setting: string, ready: () => void): Promise<PeerRun> {
       const parameters = SETTINGS.get(setting);
       if (parameters === undefined) throw new Error(`precopy has no setting ${setting}`);
       const folder = mkdtempSync(join(tmpdir(), "precopy-bench-"));
@@ -51,6 +51,7 @@ export function precopyPeer(): Peer {
         const source = agent("source", "source", ...guestArgs(load));
         await source.expect("running");
         await sleep(SETTLE_MS);
+        ready();
         const spent = (): readonly [number, number] => [processorSeconds(source.pid ?? -1), processorSeconds(target.pid ?? -1)];
         const before = spent();
         const migrate = start("migrate", "migrate", String(listen), "--socket", join(folder, "source.sock"), ...parameters);

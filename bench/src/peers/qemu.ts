@@ -100,13 +100,14 @@ async function listen(target: QmpClient): Promise<string> {
 }
 
 /** Boots, fills, moves. @throws {Error} as soon as anything is other than expected */
-async function move(source: QemuProcess, target: QemuProcess, load: Load, channels: number): Promise<PeerRun> {
+async function move(source: QemuProcess, target: QemuProcess, load: Load, channels: number, ready: () => void): Promise<PeerRun> {
   const [atSource, atTarget] = await within(START_LIMIT_MS, "start of QEMU", Promise.all([source.monitor, target.monitor]));
   await configure(atSource, channels);
   await configure(atTarget, channels);
   const uri = await listen(atTarget);
   await within(FILL_LIMIT_MS, "filling", source.ticks.reached(1));
   await sleep(SETTLE_MS);
+  ready();
 
   const cpuBefore = { source: source.processorSeconds, target: target.processorSeconds };
   const startedAt = performance.now();
@@ -153,7 +154,7 @@ async function complaints(source: QemuProcess, target: QemuProcess): Promise<str
   return [`query-migrate says ${said}`, ...[source, target].map(({ stderr }) => stderr).filter((text) => text !== "")].join("; ");
 }
 
-async function migrate(load: Load, setting: string): Promise<PeerRun> {
+async function migrate(load: Load, setting: string, ready: () => void): Promise<PeerRun> {
   const channels = CHANNELS.get(setting);
   if (channels === undefined) throw new Error(`QEMU has no setting ${setting} here, but ${[...CHANNELS.keys()].join(", ")}`);
   checkLoad(load);
@@ -175,7 +176,7 @@ async function migrate(load: Load, setting: string): Promise<PeerRun> {
     const source = start("source");
     const target = start("target", "-incoming", "defer");
     try {
-      return await Promise.race([move(source, target, load, channels), source.failure, target.failure]);
+      return await Promise.race([move(source, target, load, channels, ready), source.failure, target.failure]);
     } catch (cause) {
       throw new Error(`QEMU did not move ${load.name} with ${setting}: ${await complaints(source, target)}`, { cause });
     }

@@ -24,7 +24,7 @@ export class FakePorts implements MigrationPorts {
   readonly calls: string[] = [];
   readonly phases: SourcePhase[] = [];
   readonly rounds: RoundProgress[] = [];
-  readonly prepared: FinalState[] = [];
+  readonly told: FinalState[] = [];
   readonly stopReasons: MigrationError[] = [];
   nowMs = 1000;
   readonly resumeMs = 1;
@@ -99,10 +99,11 @@ export class FakePorts implements MigrationPorts {
   };
 
   readonly handover: HandoverPort = {
-    prepare: async (state) => {
-      this.prepared.push(state);
-      await this.#call("prepare");
+    tell: (state) => {
+      this.told.push(state);
+      this.calls.push("tell");
     },
+    prepare: () => this.#call("prepare"),
     commit: async () => {
       await this.#call("commit");
       this.machine.step(this.answer);

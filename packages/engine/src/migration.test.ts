@@ -60,7 +60,20 @@ describe("a migration that nothing disturbs", () => {
     await migration.run();
     assert.equal(ports.machine.state.phase, "completed");
     assert.deepEqual(ports.phases, ["active", "device", "committing", "completed"]);
-    const order = ["start", "sendRound", "collect", "sendRound", "collect", "pause", "collect", "sendLast", "prepare", "decide", "commit"];
+    const order = [
+      "start",
+      "sendRound",
+      "collect",
+      "sendRound",
+      "collect",
+      "pause",
+      "collect",
+      "sendLast",
+      "tell",
+      "prepare",
+      "decide",
+      "commit",
+    ];
     assert.deepEqual(
       ports.calls.map((call) => call.split(" ")[0]),
       order,
@@ -104,7 +117,7 @@ describe("a migration that nothing disturbs", () => {
     assert.deepEqual(ports.phases, ["device", "committing", "completed"]);
     assert.deepEqual(
       ports.calls.map((call) => call.split(" ")[0]),
-      ["pause", "start", "sendLast", "prepare", "decide", "commit"],
+      ["pause", "start", "sendLast", "tell", "prepare", "decide", "commit"],
     );
     assert.equal(result.expectedDowntimeMs, undefined, "nothing was ever expected");
     assert.equal(result.setupMs, 100);

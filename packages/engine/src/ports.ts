@@ -39,8 +39,10 @@ export interface FinalState {
 
 /** The conversation of the hand-over. */
 export interface HandoverPort {
-  /** Sends the state; resolves at PREPARED, with the digest compared. */
-  prepare(state: FinalState): Promise<void>;
+  /** Sends the state, while the last pages are still being sent. @throws {MigrationError} it cannot be encoded */
+  tell(state: FinalState): void;
+  /** Everything was sent. Resolves at PREPARED, with the digest compared. */
+  prepare(): Promise<void>;
   /** Sends COMMIT and takes the hand-over's steps until it is over, however long that takes: only an answer ends it, the arbiter or an operator. */
   commit(): Promise<void>;
 }

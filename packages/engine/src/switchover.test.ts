@@ -14,18 +14,18 @@ function bitmapOf(...pages: readonly number[]): Bitmap {
 }
 
 describe("pauseAndPrepare", () => {
-  it("pauses before it collects, collects before it sends, and sends before it asks for PREPARED", async () => {
+  it("pauses before it collects, collects before it sends, and sends the last pages and the state before it asks for PREPARED", async () => {
     const ports = new FakePorts();
     ports.finds = [[3]];
     await pauseAndPrepare(bitmapOf(), 4, true, ports);
-    assert.deepEqual(ports.calls, ["pause", "collect [3]", "sendLast 4 [3]", "prepare"]);
+    assert.deepEqual(ports.calls, ["pause", "collect [3]", "sendLast 4 [3]", "tell", "prepare"]);
   });
 
   it("with stop-and-copy the dirty log starts, and nothing is collected, after the pause: a write before it cannot be missed", async () => {
     const ports = new FakePorts();
     ports.finds = [[0, 1, 63]];
     await pauseAndPrepare(bitmapOf(), 1, false, ports);
-    assert.deepEqual(ports.calls, ["pause", "start [0,1,63]", "sendLast 1 [0,1,63]", "prepare"]);
+    assert.deepEqual(ports.calls, ["pause", "start [0,1,63]", "sendLast 1 [0,1,63]", "tell", "prepare"]);
   });
 
   it("joins what was left with what the last collection finds, so that a page in both travels once", async () => {
@@ -39,7 +39,7 @@ describe("pauseAndPrepare", () => {
   it("gives the target the state taken at the pause, and the round that it belongs to", async () => {
     const ports = new FakePorts();
     await pauseAndPrepare(bitmapOf(1), 7, true, ports);
-    assert.deepEqual(ports.prepared, [{ round: 7, guest: STATE }]);
+    assert.deepEqual(ports.told, [{ round: 7, guest: STATE }]);
   });
 
   it("measures each part by itself, and the parts add up to the time from the question to PREPARED", async () => {
@@ -59,7 +59,7 @@ describe("pauseAndPrepare", () => {
       };
       await assert.rejects(pauseAndPrepare(bitmapOf(1), 2, true, ports), { code: "ERR_LINK_LOST" });
       assert.deepEqual(
-        ports.calls.map((line) => line.split(" ")[0]),
+        ports.calls.map((line) => line.split(" ")[0]).filter((one) => one !== "tell"), // it goes beside sendLast
         order.slice(0, at + 1),
       );
     }

@@ -1,6 +1,6 @@
 import type { Bitmap } from "@precopy/guest";
 import type { DowntimeBreakdown } from "@precopy/protocol";
-import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, RoundTransfer } from "./ports.js";
+import type { Clock, DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort, RoundTransfer } from "./ports.js";
 
 export interface SwitchoverPorts {
   readonly dirty: DirtyPort;
@@ -37,9 +37,10 @@ export async function pauseAndPrepare(
   await (isArmed ? dirty.collect(remaining) : dirty.start(remaining));
   const collectedAt = clock();
   const lastPages = remaining.count();
-  const last = await link.sendLast(round, remaining);
+  // The state travels beside the last pages; the target waits for both.
+  const [last] = await Promise.all([link.sendLast(round, remaining), tell(handover, { round, guest: state })]);
   const sentAt = clock();
-  await handover.prepare({ round, guest: state });
+  await handover.prepare();
   const preparedAtMs = clock();
   return {
     pausedAtMs: askedAt,
@@ -54,3 +55,6 @@ export async function pauseAndPrepare(
     },
   };
 }
+
+/** A state that cannot be sent rejects, and the pages under way are the caller's to stop. */
+const tell = async (handover: HandoverPort, state: FinalState): Promise<void> => handover.tell(state);

@@ -29,6 +29,19 @@ export function isZero(at: usize): i32 {
   return 1;
 }
 
+/** How many of `pages` from `at` on are all zero, up to the first that is not. */
+export function leadingZeroPages(at: usize, pages: i32): i32 {
+  let count = 0;
+  for (; count < pages && isZero(at) == 1; count++) at += PAGE;
+  return count;
+}
+/** How many of `pages` from `at` on hold something, up to the first that does not. */
+export function leadingDataPages(at: usize, pages: i32): i32 {
+  let count = 0;
+  for (; count < pages && isZero(at) == 0; count++) at += PAGE;
+  return count;
+}
+
 const K1: u64 = 0x9e3779b97f4a7c15;
 const K2: u64 = 0xc2b2ae3d27d4eb4f;
 const K3: u64 = 0x165667b19e3779f9;

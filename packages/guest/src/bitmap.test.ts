@@ -86,6 +86,20 @@ describe("Bitmap", () => {
       }),
     ));
 
+  it("passes over gaps of any length, at blocks' ends and past the last one, and over no page", () => {
+    const pages = 3 * 32_768 + 1000; // three blocks of stripes and a piece
+    for (const page of [0, 511, 512, 32_767, 32_768, 65_535, 65_536, 98_303, 98_304, pages - 1]) {
+      const bitmap = new Bitmap(pages);
+      bitmap.setRun(page, 1);
+      assert.equal(bitmap.count(), 1, `page ${page}`);
+      assert.equal(bitmap.count(0, 1, page), 1, `from page ${page}`);
+      assert.equal(bitmap.count(0, 1, page + 1), 0, `behind page ${page}`);
+      assert.deepEqual(runsOf(bitmap), [[page, 1]]);
+      assert.ok(bitmap.skipEmpty(0) <= Math.floor(page / 512), `page ${page} was passed over`);
+    }
+    assert.equal(new Bitmap(pages).skipEmpty(0), new Bitmap(pages).stripes);
+  });
+
   it("joins as sets do, leaves the other as it was, and is empty after clear()", () =>
     fc.assert(
       fc.property(filled, fc.array(fc.nat(), { maxLength: 20 }), ({ bitmap, model }, pages) => {

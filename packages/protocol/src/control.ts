@@ -16,7 +16,8 @@ import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES
  *     | <------------------ admitted, refused |
  *     | == page channels: rounds ===========> |
  *     | <---------------------------- flushed |  one for each channel and round
- *     | state (guest paused, digest) -------> |  all pages here? digest equal?
+ *     | state (guest paused) ---------------> |  travels beside the last pages
+ *     | image (digest) ---------------------> |  all pages here? digest equal?
  *     | <--------------------------- prepared |
  *     | commit -----------------------------> |  from here only the target's answer decides
  *     | <----------------------------- active |  the guest runs there
@@ -106,11 +107,12 @@ const messages = {
   state: {
     epoch,
     round: count,
-    digest: digest.nullable(),
     registers: z.array(plainData).max(VCPUS_MAX),
     devices: z.array(plainData).max(4),
     clockMs: z.number().nonnegative(),
   },
+  /** Everything was sent, and this is its digest. Only where the admission asked for one. */
+  image: { epoch, digest },
   prepared: { epoch, digest: digest.nullable(), verifyMs: z.number().nonnegative() },
   /** elapsedMs: since the guest was paused, on the source's clock; the guest's clock goes on from there. */
   commit: { epoch, elapsedMs: z.number().nonnegative() },
@@ -136,6 +138,7 @@ const schema = z.discriminatedUnion("type", [
   object("refused"),
   object("flushed"),
   object("state"),
+  object("image"),
   object("prepared"),
   object("commit"),
   object("active"),

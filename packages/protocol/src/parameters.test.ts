@@ -24,6 +24,8 @@ describe("fillParameters", () => {
       { mode: "stop-and-copy" },
       { pump: "direct" },
       { pump: "portable" },
+      { congestionControl: "a" },
+      { congestionControl: "dctcp_0123456_9" },
     ];
     for (const given of ends) assert.deepEqual(fillParameters(given), { ...DEFAULT_PARAMETERS, ...given });
   });
@@ -43,6 +45,10 @@ describe("fillParameters", () => {
       [{ mode: "postcopy" as "precopy" }, "mode"],
       [{ multifdCompression: "zstd" as "lz4" }, "multifd-compression"],
       [{ pump: "rdma" as "auto" }, "pump"],
+      [{ congestionControl: "" }, "congestion-control"],
+      [{ congestionControl: "a123456789012345" }, "congestion-control"],
+      [{ congestionControl: "Cubic" }, "congestion-control"],
+      [{ congestionControl: "bbr\n" }, "congestion-control"],
     ];
     for (const [key, option] of Object.entries(numbers))
       for (const value of [-1, 0.5, Number.NaN, Number.POSITIVE_INFINITY]) bad.push([{ [key]: value }, option]);

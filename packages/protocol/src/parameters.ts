@@ -18,6 +18,8 @@ export interface MigrationParameters {
   readonly isAuditOn: boolean;
   /** Default auto: direct where this host can, else portable. */
   readonly pump: "auto" | "direct" | "portable";
+  /** Of the page channels' sockets, by the kernel's name. Default auto: cubic where it may be had, else the system's choice. A name needs the direct pump. */
+  readonly congestionControl: string;
 }
 
 export const DEFAULT_PARAMETERS: MigrationParameters = {
@@ -29,7 +31,11 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   isDigestOn: true,
   isAuditOn: true,
   pump: "auto",
+  congestionControl: "auto",
 };
+
+/** The kernel keeps 16 bytes for a name, its end included. */
+const CONGESTION_CONTROL = /^[a-z0-9_]{1,15}$/;
 
 const refuse = (name: string, value: unknown, range: string): never => {
   throw new MigrationError("ERR_PARAMETER", `${name} is ${String(value)}, must be ${range}`);
@@ -46,6 +52,8 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
   if (!["none", "lz4"].includes(all.multifdCompression)) refuse("multifd-compression", all.multifdCompression, "none or lz4");
   if (!["precopy", "stop-and-copy"].includes(all.mode)) refuse("mode", all.mode, "precopy or stop-and-copy");
   if (!["auto", "direct", "portable"].includes(all.pump)) refuse("pump", all.pump, "auto, direct or portable");
+  if (!CONGESTION_CONTROL.test(all.congestionControl))
+    refuse("congestion-control", `"${all.congestionControl}"`, "auto or a name of at most 15 of a-z, 0-9 and _");
   return all;
 }
 
@@ -59,4 +67,5 @@ export const reportParameters = (parameters: MigrationParameters): Record<string
   digest: parameters.isDigestOn,
   audit: parameters.isAuditOn,
   pump: parameters.pump,
+  "congestion-control": parameters.congestionControl,
 });

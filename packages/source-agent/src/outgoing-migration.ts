@@ -19,12 +19,21 @@ import type {
   AuditResult,
   ControlMessage,
   HandoverEffect,
+  Message,
   MigrationParameters,
   ProgressEvent,
   RoundProgress,
   SourcePhase,
 } from "@precopy/protocol";
-import { ControlChannel, LaneTable, PageChannel, choosePump, connectPageChannel, peerError } from "@precopy/transport";
+import {
+  ControlChannel,
+  LaneTable,
+  PageChannel,
+  checkCongestionControl,
+  choosePump,
+  connectPageChannel,
+  peerError,
+} from "@precopy/transport";
 import type { ChannelThreads, PumpKind } from "@precopy/transport";
 import { arbitrationOf } from "./arbitration.js";
 import { Commitment } from "./commitment.js";
@@ -78,6 +87,7 @@ export class OutgoingMigration {
   #commitment: Commitment | undefined;
   #hashes: HashTable | undefined;
   #pauseTimer: NodeJS.Timeout | undefined;
+  #prepared: Promise<Message<"prepared">> | undefined;
   readonly #untold: ProgressEvent[] = [];
   #telling: NodeJS.Timeout | undefined;
   #isPaused = false;
@@ -167,6 +177,7 @@ export class OutgoingMigration {
     if (guest.dirtyLog === "barrier" && guest.hasDirectWriter)
       throw new MigrationError("ERR_UNTRACKED_WRITES", "A workload writes guest memory directly, which the barrier dirty log cannot see");
     const pump = choosePump(parameters.pump);
+    checkCongestionControl(parameters.congestionControl, pump); // a channel that was refused it would be made again, and refused again
     this.#emit({
       type: "started",
       guest: guest.manifest.id,
@@ -202,7 +213,11 @@ export class OutgoingMigration {
         },
         link,
         guest: { probeMs: () => guest.probeMs(), pause: () => this.#pause() },
-        handover: { prepare: (state) => this.#prepare(control, link, state), commit: () => this.#commit(control) },
+        handover: {
+          tell: (state) => this.#sendState(control, state),
+          prepare: () => this.#prepare(control, link),
+          commit: () => this.#commit(control),
+        },
         stop: (reason) => this.#stop(reason),
         onRound: (round) => {
           this.rounds.push(round);
@@ -260,6 +275,7 @@ export class OutgoingMigration {
           memory: guest.memory.share(),
           hashes: this.#hashes,
           compression: parameters.multifdCompression,
+          congestionControl: parameters.congestionControl,
         });
         return { channel: opened, stored };
       },
@@ -306,8 +322,15 @@ export class OutgoingMigration {
     return state;
   }
 
-  async #prepare(control: ControlLink, link: PageLink, { round, guest }: FinalState): Promise<void> {
-    const prepared = control.expect(["prepared"], NEVER_MS, silence("the state"));
+  #sendState(control: ControlLink, { round, guest }: FinalState): void {
+    this.#prepared = control.expect(["prepared"], NEVER_MS, silence("the state"));
+    this.#prepared.catch(() => {}); // it is awaited when everything was sent
+    this.isStateSent = true;
+    const { registers, devices, clockMs } = guest;
+    control.send({ type: "state", epoch: this.epoch, round, registers: [...registers], devices: [...devices], clockMs });
+  }
+
+  async #prepare(control: ControlLink, link: PageLink): Promise<void> {
     // Pre-copy has had a limit since the pause (#onPhase). The pages of a plain stop-and-copy take as long as they take; then the same holds.
     if (this.parameters.mode === "stop-and-copy")
       link.lastStored().then(
@@ -315,19 +338,10 @@ export class OutgoingMigration {
         () => {}, // the link broke: that has ended the migration already
       );
     const expected = link.digest(this.parameters.isDigestOn);
-    this.isStateSent = true;
-    control.send({
-      type: "state",
-      epoch: this.epoch,
-      round,
-      digest: expected,
-      registers: [...guest.registers],
-      devices: [...guest.devices],
-      clockMs: guest.clockMs,
-    });
-    const { digest, epoch } = await prepared;
-    if (digest !== expected || epoch !== this.epoch)
-      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(expected)} here, ${String(digest)} at the target`);
+    if (expected !== null) control.send({ type: "image", epoch: this.epoch, digest: expected });
+    const answer = await this.#prepared;
+    if (answer?.digest !== expected || answer.epoch !== this.epoch)
+      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(expected)} here, ${String(answer?.digest)} at the target`);
   }
 
   async #commit(control: ControlLink): Promise<void> {

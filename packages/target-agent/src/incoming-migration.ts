@@ -47,8 +47,13 @@ export class IncomingMigration {
   #preparedAt: number | undefined;
   #grace: NodeJS.Timeout | undefined;
   #onDelivered: () => void = () => {};
+  #onImage: (digest: string) => void = () => {};
+  readonly #imageDigest = new Promise<string>((resolve) => {
+    this.#onImage = resolve;
+  });
   #resumeMs = 0;
   #discarding: Promise<void> = Promise.resolve();
+  #committing: Promise<unknown> = Promise.resolve();
 
   private constructor(
     guest: Guest,
@@ -152,7 +157,7 @@ export class IncomingMigration {
     this.#control.send({ type: "carried", lane, stored: await this.#pages.carry(lane, channel) });
   }
 
-  /** STATE: everything was sent. Verifies that it is all here and equal, then answers PREPARED. @throws {MigrationError} ERR_DIGEST_MISMATCH, ... */
+  /** STATE. Verifies that everything is here and equal, then answers PREPARED. @throws {MigrationError} ERR_DIGEST_MISMATCH, ... */
   async prepare(state: Message<"state">): Promise<void> {
     const started = performance.now();
     const { epoch, phase } = this.#state;
@@ -160,16 +165,30 @@ export class IncomingMigration {
       throw new MigrationError("ERR_BAD_MESSAGE", `STATE at epoch ${state.epoch}; we are ${phase} at ${epoch}`);
     await this.#allDelivered(state.round); // a program may look at its memory while it loads
     await this.guest.load(toGuestState(state));
-    const sum = this.#pages.digest;
-    const digest = sum === undefined ? null : joinDigests([sum]);
-    if (digest !== state.digest)
-      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(digest)} here, ${String(state.digest)} at the source`);
+    const digest = this.#admit.digest ? await this.#verifiedDigest() : null;
     if (this.#state.phase !== "receiving") return; // discarded meanwhile
     this.#guestClockMs = state.clockMs;
     this.#preparedAt = Date.now();
     this.#step("verified");
     await this.#options.reach?.("target.prepared");
     this.#control.send({ type: "prepared", epoch, digest, verifyMs: performance.now() - started });
+  }
+
+  /** Everything was sent, says the source. @throws {MigrationError} ERR_BAD_MESSAGE */
+  image({ epoch, digest }: Message<"image">): void {
+    if (!this.#admit.digest || this.#state.phase !== "receiving" || epoch !== this.#state.epoch)
+      throw new MigrationError("ERR_BAD_MESSAGE", `image at epoch ${epoch}; we are ${this.#state.phase} at ${this.#state.epoch}`);
+    this.#onImage(digest);
+  }
+
+  /** @throws {MigrationError} ERR_DIGEST_MISMATCH */
+  async #verifiedDigest(): Promise<string> {
+    const expected = await this.#imageDigest;
+    const sum = this.#pages.digest;
+    const digest = sum === undefined ? undefined : joinDigests([sum]);
+    if (digest !== expected)
+      throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(digest)} here, ${expected} at the source`);
+    return expected;
   }
 
   /** Nothing to time out here: a source that stays silent closes the control channel, and its own clock ends the pause. */
@@ -183,7 +202,18 @@ export class IncomingMigration {
   }
 
   /** COMMIT: the guest is ours. Idempotent: a repeated COMMIT is answered again. */
-  async commit({ epoch, elapsedMs }: Message<"commit">): Promise<void> {
+  commit(message: Message<"commit">): Promise<void> {
+    const committed = this.#commit(message);
+    this.#committing = Promise.allSettled([this.#committing, committed]);
+    return committed;
+  }
+
+  /** Resolves when no COMMIT is being carried out, and its channels have ended: nothing of the hand-over touches the guest then. */
+  async settled(): Promise<void> {
+    await this.#committing;
+  }
+
+  async #commit({ epoch, elapsedMs }: Message<"commit">): Promise<void> {
     if (epoch !== this.#admit.epoch || this.#state.phase === "receiving" || this.#state.phase === "discarded")
       throw new MigrationError("ERR_BAD_MESSAGE", `COMMIT at epoch ${epoch}; we are ${this.#state.phase} at ${this.#state.epoch}`);
     if (this.#state.phase !== "prepared") return this.#carryOut(this.#step("commit"));

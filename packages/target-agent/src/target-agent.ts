@@ -67,6 +67,11 @@ export class TargetAgent {
     return this.#isAdmitting || this.#incoming?.isUndecided === true;
   }
 
+  /** Resolves when nothing of a hand-over that came to its end here touches the guest any more. */
+  async settled(): Promise<void> {
+    await this.#incoming?.settled();
+  }
+
   /** The operator's word: what is on its way, or waits here for COMMIT, is discarded for good. @throws {MigrationError} ERR_NO_MIGRATION */
   async cancel(): Promise<void> {
     if (this.#incoming === undefined || !this.isReceiving) throw new MigrationError("ERR_NO_MIGRATION", "No guest is on its way here");
@@ -130,6 +135,8 @@ export class TargetAgent {
           .prepare(message)
           .catch((error: unknown) => this.#refuse(control, MigrationError.from(error)));
         return;
+      case "image":
+        return this.#own(control).image(message);
       case "commit":
         return this.#own(control).commit(message);
       case "abort":

@@ -10,6 +10,7 @@ import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
 import { ChannelStopped, PageStore } from "./page-store.js";
 import { DirectSendPump, receiveDirect } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
+import { checkCongestionControl } from "./pump.js";
 import type { PumpKind, SendPump } from "./pump.js";
 import { collectDropped } from "./young-garbage.js";
 
@@ -29,7 +30,12 @@ export interface ChannelSetup {
   readonly stop: Int32Array;
 }
 export type ToChannel =
-  | ({ readonly type: "send"; readonly compression: "none" | "lz4" } & ChannelSetup)
+  | ({
+      readonly type: "send";
+      readonly compression: "none" | "lz4";
+      /** Default auto; a name is the direct pump's to set. */
+      readonly congestionControl?: string;
+    } & ChannelSetup)
   | ({ readonly type: "receive"; readonly answer: Uint8Array; readonly populated: Uint32Array } & ChannelSetup)
   | {
       readonly type: "round";
@@ -102,9 +108,10 @@ export class ChannelEnd {
   #startSending(setup: ToChannel & { type: "send" }): void {
     const memory = new GuestMemory(setup.memory);
     const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
+    if (setup.pump !== "direct") checkCongestionControl(setup.congestionControl ?? "auto", setup.pump);
     const pump =
       setup.pump === "direct" && setup.fd !== undefined
-        ? new DirectSendPump(setup.fd, memory, mayGoOn)
+        ? new DirectSendPump(setup.fd, memory, mayGoOn, setup.congestionControl)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
     const source = { memory, hashes: this.#hashes, lanes: new LaneTable(setup.lanes).lanes, compression: setup.compression };

@@ -224,7 +224,7 @@ describe("ControlChannel", () => {
   it("refuses to send a message that the peer would not take, and stays open", async (context) => {
     const { source, target } = await pair(context);
     const registers = [new Uint8Array(CONTROL_MESSAGE_BYTES_MAX)];
-    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, registers, devices: [], clockMs: 0 };
+    const state: ControlMessage = { type: "state", epoch: 1, round: 1, registers, devices: [], clockMs: 0 };
     assert.throws(() => source.send(state), { code: "ERR_PARAMETER" });
     const next = target.expect(["flushed"], 5000, timedOut);
     source.send(flushed(1));
@@ -237,7 +237,7 @@ describe("a peer that does not read", () => {
     const { channel, peer } = await withBarePeer(context);
     peer.pause();
     const registers = [new Uint8Array(2 ** 19)];
-    const state: ControlMessage = { type: "state", epoch: 1, round: 1, digest: null, registers, devices: [], clockMs: 0 };
+    const state: ControlMessage = { type: "state", epoch: 1, round: 1, registers, devices: [], clockMs: 0 };
     let sent = 0;
     for (; channel.closed === undefined && sent < 100; sent++) {
       channel.send(state);

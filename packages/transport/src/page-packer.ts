@@ -61,7 +61,7 @@ export interface PackerSource {
 export class PagePacker {
   readonly #source: PackerSource;
   readonly #pump: SendPump;
-  readonly #isZeroPage: (page: number) => boolean;
+  readonly #forEachContents: ReturnType<typeof zeroDetector>;
   readonly #head = Buffer.alloc(HEADER_BYTES + TABLE_BYTES_MAX);
   // Runs of the packet being made, as (first, pages); zero runs go behind the data runs only when it is complete.
   readonly #dataRuns = new Uint32Array(2 * (PACKET_PAGES_MAX + 1));
@@ -83,7 +83,7 @@ export class PagePacker {
   constructor(source: PackerSource, pump: SendPump) {
     this.#source = source;
     this.#pump = pump;
-    this.#isZeroPage = zeroDetector(source.memory);
+    this.#forEachContents = zeroDetector(source.memory);
     this.#starts = new Float64Array(source.lanes);
   }
 
@@ -104,13 +104,16 @@ export class PagePacker {
     this.#normalPages = this.#zeroPages = this.#bytes = this.#handedTo = this.#packedTo = 0;
     this.#starts.fill(Number.POSITIVE_INFINITY);
     for (const { lane, page } of from) this.#starts[lane] = page;
-    for (let stripe = 0; stripe < pages.stripes; stripe++) {
+    for (let stripe = pages.skipEmpty(0); stripe < pages.stripes; stripe = pages.skipEmpty(stripe + 1)) {
       const start = this.#starts[stripe % lanes]!;
       if ((stripe + 1) * STRIPE_PAGES <= start) continue;
       const count = pages.countStripe(stripe, start);
       if (count === 0) continue;
       if (this.#dataPages + count > PACKET_PAGES_MAX || this.#zero / 2 + STRIPE_PAGES > PACKET_ZERO_RUNS_MAX) await this.#flushPacket();
-      pages.forEachRunOfStripe(stripe, (first, run) => this.#addRun(Math.max(first, start), first + run));
+      pages.forEachRunOfStripe(stripe, (first, run) => {
+        const from = Math.max(first, start);
+        if (from < first + run) this.#forEachContents(from, first + run - from, this.#addContents);
+      });
       this.#packedTo = Math.min((stripe + 1) * STRIPE_PAGES, pages.pages);
     }
     await this.#flushPacket();
@@ -125,21 +128,19 @@ export class PagePacker {
     };
   }
 
-  #addRun(first: number, end: number): void {
+  readonly #addContents = (first: number, pages: number, isZero: boolean): void => {
     const { hashes } = this.#source;
-    for (let page = first; page < end; page++) {
-      // Read before the hash and the send: if the guest writes in between, the page is dirty again and comes once more.
-      if (this.#isZeroPage(page)) {
-        this.#zero = extend(this.#zeroRuns, this.#zero, page);
-        this.#zeroPages++;
-        hashes?.forget(page);
-      } else {
-        this.#data = extend(this.#dataRuns, this.#data, page);
-        this.#dataPages++;
-        hashes?.renew(page);
-      }
+    // Looked at before the hash and the send: if the guest writes in between, the page is dirty again and comes once more.
+    if (isZero) {
+      this.#zero = extend(this.#zeroRuns, this.#zero, first, pages);
+      this.#zeroPages += pages;
+      if (hashes !== undefined) for (let page = first; page < first + pages; page++) hashes.forget(page);
+    } else {
+      this.#data = extend(this.#dataRuns, this.#data, first, pages);
+      this.#dataPages += pages;
+      if (hashes !== undefined) for (let page = first; page < first + pages; page++) hashes.renew(page);
     }
-  }
+  };
 
   async #flushPacket(): Promise<void> {
     if (this.#data + this.#zero === 0) return;
@@ -198,13 +199,13 @@ export class PagePacker {
   }
 }
 
-/** Adds `page` to the last run if it follows it in the same stripe, else as a new run; returns the entries used. */
-function extend(runs: Uint32Array, used: number, page: number): number {
-  if (used > 0 && page % STRIPE_PAGES !== 0 && runs[used - 2]! + runs[used - 1]! === page) {
-    runs[used - 1]!++;
+/** Adds a run to the last one if it follows it in the same stripe, else as a new one; returns the entries used. */
+function extend(runs: Uint32Array, used: number, first: number, pages: number): number {
+  if (used > 0 && first % STRIPE_PAGES !== 0 && runs[used - 2]! + runs[used - 1]! === first) {
+    runs[used - 1]! += pages;
     return used;
   }
-  runs[used] = page;
-  runs[used + 1] = 1;
+  runs[used] = first;
+  runs[used + 1] = pages;
   return used + 2;
 }

@@ -19,9 +19,10 @@ import {
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
 import type { PageStore } from "./page-store.js";
+import { congestionControlRefused } from "./pump.js";
 import type { SendPump } from "./pump.js";
 
-/** Loopback and most data centres carry about twice as much with it as with BBR, where the kernel lets us have it. */
+/** What `auto` asks for: loopback and most data centres carry about twice as much with it as with BBR, where the kernel lets us have it. */
 const CONGESTION_CONTROL = "cubic";
 
 const connectionLost = (cause: unknown): MigrationError => new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
@@ -35,11 +36,16 @@ export class DirectSendPump implements SendPump {
   readonly #halves = new Uint32Array(this.#pieces.buffer);
   readonly congestionControl: string | undefined;
 
-  /** @param fd connected; blocking from now on, and the main thread's to close. */
-  constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean) {
+  /**
+   * @param fd connected; blocking from now on, and the main thread's to close. @param wanted a congestion control, or `auto`.
+   * @throws {MigrationError} ERR_CAPABILITY if the kernel does not let this user have the one that was named.
+   */
+  constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean, wanted = "auto") {
     this.#socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
     this.#memory = memory;
-    this.congestionControl = this.#socket.tryCongestionControl(CONGESTION_CONTROL) ? CONGESTION_CONTROL : undefined;
+    const name = wanted === "auto" ? CONGESTION_CONTROL : wanted;
+    this.congestionControl = this.#socket.tryCongestionControl(name) ? name : undefined;
+    if (wanted !== "auto" && this.congestionControl === undefined) throw congestionControlRefused(wanted);
   }
 
   sendPages(head: Buffer, dataRuns: number): undefined {

@@ -1,8 +1,25 @@
+import { mayUseCongestionControl } from "@precopy/linux";
+import { MigrationError } from "@precopy/protocol";
+
 /**
  * Two ways for packets to cross a connection, one codec. Direct: blocking system calls straight from and into guest memory, on Linux.
  * Portable: Node's own sockets, anywhere.
  */
 export type PumpKind = "direct" | "portable";
+
+export const congestionControlRefused = (name: string): MigrationError =>
+  new MigrationError(
+    "ERR_CAPABILITY",
+    `The kernel here refuses congestion control ${name}: load its module, and add it to net.ipv4.tcp_allowed_congestion_control`,
+  );
+
+/** @param wanted a name, or `auto`. @throws {MigrationError} ERR_CAPABILITY if page channels of this host cannot have it with that pump. */
+export function checkCongestionControl(wanted: string, pump: PumpKind): void {
+  if (wanted === "auto") return;
+  if (pump !== "direct")
+    throw new MigrationError("ERR_CAPABILITY", `Congestion control ${wanted} needs the direct pump: the ${pump} one cannot set it`);
+  if (!mayUseCongestionControl(wanted)) throw congestionControlRefused(wanted);
+}
 
 /** The sending end of one channel. A promise is returned only when the peer is slower than we are. */
 export interface SendPump {
