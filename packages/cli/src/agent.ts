@@ -25,6 +25,7 @@ import type { Logger } from "pino";
 import { RELEASE } from "./args.js";
 import type { AgentOptions, GuestOptions } from "./args.js";
 import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
+import { Discard } from "./discard.js";
 import { forgetDirtyEvery, reachPoint } from "./fault-points.js";
 import { Lease } from "./lease.js";
 import { rehearse } from "./rehearsal.js";
@@ -46,6 +47,7 @@ export class Agent {
   /** And the name under which this agent owns guests there. */
   readonly #arbiter: { readonly arbiter: Arbiter; readonly owner: string } | undefined;
   readonly #lease: Lease | undefined;
+  readonly #discard: Discard | undefined;
   /** When the copy that runs here was taken, if later operations were given up for it; ISO 8601. */
   #copyAt: string | null = null;
   readonly #listeners = new Set<(event: ProgressEvent) => void>();
@@ -80,14 +82,31 @@ export class Agent {
       onPhase: (guest, epoch, phase, cause) => {
         const failure = cause === undefined ? {} : { code: cause.code, remedy: cause.remedy, reason: cause.message };
         log[cause === undefined ? "info" : "warn"]({ guest, epoch, phase, ...failure }, `incoming guest ${phase}`);
-        if (phase === "active") this.#copyAt = null; // the source's very last state
+        if (phase !== "active") return;
+        this.#copyAt = null; // the source's very last state
+        this.#discard?.arrived();
       },
     });
+    const afterMs = options.discardAfterMs;
+    this.#discard =
+      afterMs === undefined
+        ? undefined
+        : new Discard({
+            afterMs,
+            owned: () => (this.#source.isDecided ? undefined : this.#registry.guest),
+            settled: async () => {
+              await this.#target.settled();
+              await this.#source.ended();
+            },
+            end: (guest) => this.#endGuest(guest, `--discard-after ${afterMs} ms`),
+            onFailure: (guest, error) =>
+              log.error({ guest: guest.manifest.id, err: error, code: error.code, remedy: error.remedy }, "a guest could not be discarded"),
+          });
     this.#lease =
       this.#arbiter &&
       new Lease({
         ...this.#arbiter,
-        owned: () => (this.#source.isDecided ? undefined : this.#registry.guest),
+        owned: () => (this.#source.isDecided || this.#discard?.guest !== undefined ? undefined : this.#registry.guest),
         onHeld: (guest, { code, remedy, message }) =>
           log.error({ guest: guest.manifest.id, code, remedy }, `the guest stands still: ${message}`),
         onReleased: (guest) => log.warn({ guest: guest.manifest.id }, "the arbiter's lease holds again, the guest goes on"),
@@ -201,6 +220,7 @@ export class Agent {
   /** @throws {MigrationError} whatever ended it; the guest then runs here as before. */
   async migrate(to: Address, parameters: Partial<MigrationParameters>, onEvent: (event: ProgressEvent) => void): Promise<MigrationReport> {
     if (this.#target.isReceiving) throw new MigrationError("ERR_BUSY", "A guest is on its way here");
+    if (this.#discard?.guest !== undefined) throw new MigrationError("ERR_NO_GUEST", "The guest that was here has been discarded");
     this.#listeners.add(onEvent);
     try {
       return await this.#source.migrate(to, { pump: this.#options.pump, ...parameters });
@@ -332,10 +352,20 @@ export class Agent {
     return this.#source.isMigrating ? "migrating" : "running";
   }
 
+  /** A guest that nobody wants to keep ends for good; then the next one may come. The journal's `owner` now means that it ended here. */
+  async #endGuest(guest: Guest, why: string): Promise<void> {
+    const { manifest, epoch } = guest;
+    await guest.destroy();
+    this.#registry.remove(guest);
+    await this.#arbiter?.arbiter.release(manifest.id, this.#arbiter.owner, epoch).catch(() => {}); // its lease ends by itself
+    this.#log.info({ guest: manifest.id, epoch }, `the guest is discarded (${why}); this agent is empty`);
+  }
+
   /** Cancels what may be cancelled, ends the guest, and lets go of everything. True if a guest was left in doubt. */
   async close(): Promise<boolean> {
     if (this.#isClosed) return false;
     this.#isClosed = true;
+    await this.#discard?.stop();
     const isLeftInDoubt = await this.#source.close();
     await this.#target.close();
     await this.#port?.close();

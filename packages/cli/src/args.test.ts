@@ -8,6 +8,7 @@ import type { ErrorCode } from "@precopy/protocol";
 import { RELEASE, buildProgram, socketPath, statePath } from "./args.js";
 import type {
   Actions,
+  BenchOptions,
   ClientOptions,
   DemoOptions,
   MigrateOptions,
@@ -37,6 +38,7 @@ async function run(...words: string[]) {
     switch: remember("switch"),
     client: remember("client"),
     demo: remember("demo"),
+    bench: remember("bench"),
   };
   const output = { writeOut: (more: string) => (text.out += more), writeErr: (more: string) => (text.err += more) };
   let thrown: unknown;
@@ -85,6 +87,7 @@ describe("source", () => {
       workloads: { files: [], directory: undefined },
       evacuateTo: undefined,
       arbiter: undefined,
+      discardAfterMs: undefined,
       isJson: false,
       hasFaultPoints: false,
       vcpus: ["random-writer"],
@@ -105,7 +108,7 @@ describe("source", () => {
       "--listen 0.0.0.0:5000 --insecure --name a --socket /run/x.sock --state-dir /var/x --memory-limit 4GiB --dirty-log barrier " +
       "--pump portable --switch sw --log-level debug --workload-dir ./w --evacuate-to [::1] --arbiter ./a --fault-points --json " +
       "--memory 8GiB --dirty-rate 1.5M --working-set 1M " +
-      "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --digest on " +
+      "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
       "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
     assert.deepEqual(given, {
@@ -122,6 +125,7 @@ describe("source", () => {
       workloads: { files: [], directory: "./w" },
       evacuateTo: { host: "::1", port: 4646 },
       arbiter: join(process.cwd(), "a"),
+      discardAfterMs: undefined,
       isJson: true,
       hasFaultPoints: true,
       vcpus: ["random-writer"],
@@ -142,6 +146,7 @@ describe("source", () => {
         isDigestOn: true,
         isAuditOn: false,
         pump: "portable",
+        congestionControl: "bbr",
       },
       report: "r.json",
     });
@@ -245,6 +250,14 @@ describe("a bad value is refused with its option and text", () => {
     ["demo --modes precopy,precopy", /^--modes: "precopy,precopy" names one twice$/],
     ["demo --repeats 0", /^--repeats: "0" is out of range, must be 1 to 1000$/],
     ["demo --workload idle --vcpus 1", /^--vcpus 1 is less than the 2 workloads: ledger, idle$/],
+    ["source --congestion-control Cubic", /^--congestion-control: congestion-control is "Cubic", must be auto or a name of at most 15/],
+    ["target --discard-after 0", /^--discard-after: "0" is out of range, must be 1 ms to 2147483647 ms$/],
+    ["bench --to x:0", /^--to: "x:0": nobody can be reached at port 0$/, "ERR_ADDRESS"],
+    ["bench --to x --dirty-rates 10k,10000", /^--dirty-rates: "10k,10000" names one twice$/],
+    ["bench --to x --channels 1,17", /^--channels 1,17: "17" is out of range, must be 1 to 16$/],
+    ["bench --to x --compressions none,", /^--compressions none,: "" is not one of none, lz4$/],
+    ["bench --to x --congestion-controls cubic,", /^--congestion-controls cubic,: congestion-control is ""/],
+    ["bench --to x --memory 1MiB --fill 2MiB", /^--fill of 2.00 MiB does not fit into --memory of 1.00 MiB$/],
     ["demo --workload idle=x.js", /^--workload: "idle=x.js" is not a name/],
   ];
   for (const [line, message, code = "ERR_PARAMETER"] of bad) it(line.slice(0, 100), () => refused(line, code, message));
@@ -290,7 +303,7 @@ describe("help", () => {
   });
 
   it("states the default of every option of every command that takes a value", async () => {
-    for (const command of ["source", "target", "migrate", "status", "cancel", "who-owns", "resolve", "switch", "client", "demo"]) {
+    for (const command of ["source", "target", "migrate", "status", "cancel", "who-owns", "resolve", "switch", "client", "demo", "bench"]) {
       const { out, thrown } = await run(command, "--help");
       assert.ok(thrown instanceof CommanderError && thrown.exitCode === 0);
       const [, list = ""] = out.split("Options:\n");
@@ -431,6 +444,52 @@ describe("the other commands", () => {
       "random-writer",
     ]);
     assert.equal((await options<DemoOptions>("demo", "--modes", "stop-and-copy")).parameters.mode, "stop-and-copy");
+  });
+
+  it("target discards guests only if it is told to", async () => {
+    assert.equal((await options<TargetOptions>("target")).discardAfterMs, undefined);
+    assert.equal((await options<TargetOptions>("target", "--discard-after", "2s")).discardAfterMs, 2000);
+  });
+
+  it("bench has the documented defaults", async () => {
+    assert.deepEqual(await options<BenchOptions>("bench", "--to", "far"), {
+      to: { host: "far", port: 4646 },
+      dirtyPagesPerSecond: [0, 10_000, 25_000],
+      channels: [1, 2, 4],
+      compressions: ["none", "lz4"],
+      congestionControls: ["auto"],
+      repeats: 3,
+      memoryBytes: 2 ** 31,
+      fill: { bytes: 2 ** 28, kind: "random" },
+      workingSetBytes: 2 ** 26,
+      downtimeLimitMs: 300,
+      targetWaitMs: 15_000,
+      report: undefined,
+      plots: undefined,
+      isJson: false,
+    });
+  });
+
+  it("bench --quick is one small combination, and what else is given still holds", async () => {
+    const line =
+      "--to far --quick --channels 4,1 --congestion-controls bbr,auto --fill 8MiB:text --target-wait 1s --plots p --report r --json";
+    const given = await options<BenchOptions>("bench", ...line.split(" "));
+    assert.deepEqual(given, {
+      to: { host: "far", port: 4646 },
+      dirtyPagesPerSecond: [2000],
+      channels: [4, 1],
+      compressions: ["none"],
+      congestionControls: ["bbr", "auto"],
+      repeats: 1,
+      memoryBytes: 2 ** 27,
+      fill: { bytes: 2 ** 23, kind: "text" },
+      workingSetBytes: 2 ** 22,
+      downtimeLimitMs: 300,
+      targetWaitMs: 1000,
+      report: "r",
+      plots: "p",
+      isJson: true,
+    });
   });
 
   it("demo fills at most half of a small memory unless told otherwise", async () => {

@@ -81,6 +81,8 @@ export interface AgentOptions extends AgentSelection {
   readonly evacuateTo: Address | undefined;
   /** Absolute path of a folder that both agents see; undefined: an operator decides what two agents cannot. */
   readonly arbiter: string | undefined;
+  /** How long a guest that arrived runs here before it is ended; undefined: it stays. */
+  readonly discardAfterMs: number | undefined;
   readonly isJson: boolean;
   /** A test's environment may make it fail on purpose; see fault-points.ts. */
   readonly hasFaultPoints: boolean;
@@ -170,6 +172,30 @@ export interface DemoOptions extends GuestOptions {
   readonly hasFaultPoints: boolean;
 }
 
+/** One sweep over everything that is a list. */
+export interface BenchOptions {
+  readonly to: Address;
+  /** 0: the guest writes nothing. */
+  readonly dirtyPagesPerSecond: readonly number[];
+  readonly channels: readonly number[];
+  readonly compressions: readonly MigrationParameters["multifdCompression"][];
+  readonly congestionControls: readonly string[];
+  /** Runs of each setting. */
+  readonly repeats: number;
+  readonly memoryBytes: number;
+  /** At most the memory, whole pages. */
+  readonly fill: Fill;
+  readonly workingSetBytes: number;
+  readonly downtimeLimitMs: number;
+  /** How long the target may be full before a run, which is how long it may take to discard the guest of the run before. */
+  readonly targetWaitMs: number;
+  /** File for everything that was measured. */
+  readonly report: string | undefined;
+  /** Folder for SVG files; made if need be. */
+  readonly plots: string | undefined;
+  readonly isJson: boolean;
+}
+
 /** What each command does; the options are checked and complete. */
 export interface Actions {
   source(options: SourceOptions): Promise<void>;
@@ -182,6 +208,7 @@ export interface Actions {
   switch(options: SwitchOptions): Promise<void>;
   client(options: ClientOptions): Promise<void>;
   demo(options: DemoOptions): Promise<void>;
+  bench(options: BenchOptions): Promise<void>;
 }
 
 const inFolder = (folder: string | undefined, otherwise: string): string =>
@@ -242,6 +269,7 @@ const parseName = (text: string): string =>
   /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(text)
     ? text
     : refuse(`"${text}" is not a name: up to 64 letters, digits, ".", "_" and "-", a letter or digit first`);
+const parseCongestionControl = (text: string): string => fillParameters({ congestionControl: text }).congestionControl;
 const parseText = (text: string): string => (text === "" ? refuse(`"" is empty`) : text);
 
 function parseFill(text: string): Fill {
@@ -390,15 +418,16 @@ const withAgent = <A extends unknown[], O extends OptionValues, G extends Option
     .addOption(faultPointsOption())
     .addOption(jsonOption());
 
+const downtimeLimitOption = () =>
+  option(
+    "--downtime-limit <MS>",
+    `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`,
+    (text) => fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
+  );
+
 const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   command
-    .addOption(
-      option(
-        "--downtime-limit <MS>",
-        `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`,
-        (text) => fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
-      ),
-    )
+    .addOption(downtimeLimitOption())
     .addOption(
       option(
         "--max-bandwidth <BW>",
@@ -418,6 +447,13 @@ const withMigration = <A extends unknown[], O extends OptionValues, G extends Op
         "--multifd-compression <KIND>",
         `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
         parseChoice(COMPRESSIONS),
+      ),
+    )
+    .addOption(
+      option(
+        "--congestion-control <NAME>",
+        "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
+        parseCongestionControl,
       ),
     )
     .addOption(
@@ -502,6 +538,7 @@ const agentOf = (given: GivenAgent, logLevel: AgentOptions["logLevel"]): AgentOp
   workloads: { files: filesOf(given.workload), directory: given.workloadDir },
   evacuateTo: given.evacuateTo,
   arbiter: given.arbiter === undefined ? undefined : resolve(given.arbiter),
+  discardAfterMs: undefined,
   isJson: given.json === true,
   hasFaultPoints: given.faultPoints === true,
 });
@@ -528,6 +565,7 @@ function parametersOf(given: GivenMigration): Partial<MigrationParameters> {
     ...(given.maxBandwidth !== undefined && { maxBandwidthBytesPerSecond: given.maxBandwidth }),
     ...(given.multifdChannels !== undefined && { multifdChannels: given.multifdChannels }),
     ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),
+    ...(given.congestionControl && { congestionControl: given.congestionControl }),
     ...(given.digest && { isDigestOn: given.digest === "on" }),
     ...(audit && { isAuditOn: audit === "on" }),
     ...(given.pump && { pump: given.pump }),
@@ -598,11 +636,18 @@ function addSource(program: Command, actions: Actions): void {
 function addTarget(program: Command, actions: Actions): void {
   withAgent(program.command("target").description("wait for a guest; it can be migrated on from here"))
     .addOption(workloadOption("NAME=FILE, repeatable: registers a workload that a guest may bring", "the built-in ones only"))
+    .addOption(
+      option(
+        "--discard-after <MS>",
+        `for benchmarks: end a guest that arrived and ran this long, for good, and be empty again; 1 to ${MILLISECONDS_MAX}, or such as 2s (default: never)`,
+        (text) => within(text, parseMilliseconds(text), 1, MILLISECONDS_MAX, (value) => `${value} ms`),
+      ),
+    )
     .action(async (given) => {
       const selected = given.workload.find(({ file }) => file === undefined);
       if (selected !== undefined)
         refuse(`--workload: "${selected.name}" names no file, and a target only registers: give ${selected.name}=FILE`);
-      await actions.target(agentOf(given, "info"));
+      await actions.target({ ...agentOf(given, "info"), discardAfterMs: given.discardAfter });
     });
 }
 
@@ -771,6 +816,124 @@ function addDemo(program: Command, actions: Actions): void {
     });
 }
 
+/** What `precopy bench` does unless it is told otherwise; memory and fill are as in the demo. */
+const BENCH = {
+  dirtyRates: [0, 10_000, 25_000],
+  channels: [1, 2, 4],
+  compressions: COMPRESSIONS,
+  repeats: 3,
+  memoryBytes: 2 ** 31,
+  fillBytes: 2 ** 28,
+  workingSetBytes: 2 ** 26,
+} as const;
+/** One small run, some seconds. */
+const BENCH_QUICK = {
+  dirtyRates: [2000],
+  channels: [2],
+  compressions: ["none"],
+  repeats: 1,
+  memoryBytes: 2 ** 27,
+  fillBytes: 2 ** 25,
+  workingSetBytes: 2 ** 22,
+} as const satisfies Record<keyof typeof BENCH, unknown>;
+/** Longer than agents on one host take to discard a guest after `--discard-after 2s`, on a busy one too. */
+const TARGET_WAIT_MS = 15_000;
+
+function addBench(program: Command, actions: Actions): void {
+  program
+    .command("bench")
+    .description("move fresh guests from this host to a target, on every combination of the lists, and compare")
+    .addOption(
+      option(
+        "--to <HOST:PORT>",
+        `a \`precopy target --discard-after 2s\`; port 1 to 65535, ${DEFAULT_PORT} if left out (required)`,
+        parsePeer(DEFAULT_PORT),
+      ).makeOptionMandatory(),
+    )
+    .addOption(
+      option(
+        "--dirty-rates <LIST>",
+        "pages/s that the guest writes, separated by commas; 0 to 1G, 0 is a guest that writes nothing (default: 0,10k,25k)",
+        parseList(parseRate(0, 1e9)),
+      ),
+    )
+    .addOption(option("--channels <LIST>", `page channels; 1 to ${CHANNELS_MAX} (default: 1,2,4)`, parseList(parseWhole(1, CHANNELS_MAX))))
+    .addOption(
+      option(
+        "--compressions <LIST>",
+        `${COMPRESSIONS.join(", ")} (default: ${COMPRESSIONS.join(",")})`,
+        parseList(parseChoice(COMPRESSIONS)),
+      ),
+    )
+    .addOption(
+      option(
+        "--congestion-controls <LIST>",
+        "auto, and kernel's names such as cubic, bbr (default: auto: cubic where allowed)",
+        parseList(parseCongestionControl),
+      ),
+    )
+    .addOption(option("--repeats <N>", "runs of each combination; 1 to 1000 (default: 3)", parseWhole(1, 1000)))
+    .addOption(
+      option(
+        "--memory <SIZE>",
+        "guest memory, a size such as 8GiB in whole 4 KiB pages; 1MiB to 16TiB (default: 2GiB)",
+        parsePages(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
+      ),
+    )
+    .addOption(
+      option(
+        "--fill <SIZE:KIND>",
+        `SIZE or SIZE:KIND, contents at boot, in whole pages; 0 to --memory; ${FILLS.join(", ")} (default: 256MiB:random, at most half)`,
+        parseFill,
+      ),
+    )
+    .addOption(
+      option(
+        "--working-set <SIZE>",
+        "memory that the guest writes to, capped to what it has; 4KiB to 16TiB (default: 64MiB)",
+        parseBytes(PAGE_BYTES, MEMORY_BYTES_MAX),
+      ),
+    )
+    .addOption(downtimeLimitOption())
+    .addOption(
+      option(
+        "--target-wait <MS>",
+        `how long the target may be full before a run, longer than its --discard-after, ms; 0 to ${MILLISECONDS_MAX}`,
+        parseTime,
+      ).default(TARGET_WAIT_MS, `${TARGET_WAIT_MS / 1000}s`),
+    )
+    .addOption(reportOption("every value of every run"))
+    .addOption(
+      option("--plots <DIR>", "write total time and downtime against the dirty rate there, as SVG files (default: none)", parseText),
+    )
+    .addOption(new Option("--quick", "one small run of seconds; what else is given still holds (default: all combinations)"))
+    .addOption(jsonOption())
+    .action(async (given) => {
+      const otherwise = given.quick === true ? BENCH_QUICK : BENCH;
+      const memoryBytes = given.memory ?? otherwise.memoryBytes;
+      const half = Math.floor(memoryBytes / 2 / PAGE_BYTES) * PAGE_BYTES;
+      const fill = given.fill ?? { bytes: Math.min(otherwise.fillBytes, half), kind: "random" };
+      if (fill.bytes > memoryBytes)
+        refuse(`--fill of ${formatBytes(fill.bytes)} does not fit into --memory of ${formatBytes(memoryBytes)}`);
+      await actions.bench({
+        to: given.to,
+        dirtyPagesPerSecond: given.dirtyRates ?? otherwise.dirtyRates,
+        channels: given.channels ?? otherwise.channels,
+        compressions: given.compressions ?? otherwise.compressions,
+        congestionControls: given.congestionControls ?? [DEFAULT_PARAMETERS.congestionControl],
+        repeats: given.repeats ?? otherwise.repeats,
+        memoryBytes,
+        fill,
+        workingSetBytes: given.workingSet ?? otherwise.workingSetBytes,
+        downtimeLimitMs: given.downtimeLimit ?? DEFAULT_PARAMETERS.downtimeLimitMs,
+        targetWaitMs: given.targetWait,
+        report: given.report,
+        plots: given.plots,
+        isJson: given.json === true,
+      });
+    });
+}
+
 /**
  * The `precopy` command; `parseAsync` runs one action. Never ends the process: --help and --version reject with a CommanderError of
  * `exitCode` 0, unknown commands and flags with one of 2 after one line on stderr, and a bad value with a MigrationError.
@@ -791,5 +954,6 @@ export function buildProgram(actions: Actions, output: OutputConfiguration = {})
   addOwnership(program, actions);
   addNetwork(program, actions);
   addDemo(program, actions);
+  addBench(program, actions);
   return program;
 }

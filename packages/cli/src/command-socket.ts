@@ -33,6 +33,7 @@ const parameters = z.strictObject({
   isDigestOn: z.boolean().exactOptional(),
   isAuditOn: z.boolean().exactOptional(),
   pump: z.enum(["auto", "direct", "portable"]).exactOptional(),
+  congestionControl: z.string().exactOptional(),
 }) satisfies z.ZodType<Partial<MigrationParameters>>;
 const migrate = z.strictObject({ command: z.literal("migrate"), to: z.string().min(1).max(300), guest: name.exactOptional(), parameters });
 const request = z.discriminatedUnion("command", [

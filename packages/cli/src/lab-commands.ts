@@ -132,6 +132,7 @@ function migrationArguments({ parameters }: DemoOptions): string[] {
     ...["--max-bandwidth", String(parameters.maxBandwidthBytesPerSecond)],
     ...["--multifd-channels", String(parameters.multifdChannels)],
     ...["--multifd-compression", parameters.multifdCompression],
+    ...["--congestion-control", parameters.congestionControl],
     ...["--digest", parameters.isDigestOn ? "on" : "off"],
     ...["--audit", parameters.isAuditOn ? "on" : "off"],
   ];

@@ -3,6 +3,7 @@ import { CommanderError } from "@commander-js/extra-typings";
 import { EXIT_WATCHDOG_MS, MigrationError } from "@precopy/protocol";
 import { runSource, runTarget } from "./agent-commands.js";
 import { buildProgram } from "./args.js";
+import { runBench } from "./bench-command.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
 import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
 import { runCancel, runMigrate, runResolve, runStatus, runWhoOwns } from "./migrate-commands.js";
@@ -52,6 +53,7 @@ try {
     switch: (options) => runSwitch(options, run),
     client: (options) => runClient(options, run),
     demo: (options) => runDemoCommand(options, run),
+    bench: (options) => runBench(options, run),
   }).parseAsync();
 } catch (thrown) {
   if (thrown instanceof CommanderError)

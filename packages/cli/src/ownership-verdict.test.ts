@@ -172,6 +172,7 @@ describe("verdictOf, whatever the two say", () => {
         switch: nothing,
         client: nothing,
         demo: nothing,
+        bench: nothing,
         resolve: (options) => Promise.resolve(void taken.push(options)),
       });
       await program.parseAsync(command.split(" ").slice(1), { from: "user" });

@@ -1,6 +1,7 @@
 import { clearLine, cursorTo } from "node:readline";
 import type { Writable } from "node:stream";
 import { styleText } from "node:util";
+import { median } from "@precopy/lab";
 import { formatBandwidth, formatBytes } from "@precopy/protocol";
 import type { DowntimeBreakdown, MigrationReport, Ownership, ProgressEvent, QueryMigrate, RoundProgress } from "@precopy/protocol";
 import type { Resolution, WhoOwnsAnswer } from "./command-socket.js";
@@ -8,7 +9,7 @@ import { oneLine } from "./exit-code.js";
 import { verdictOf } from "./ownership-verdict.js";
 
 /** No line of a terminal is longer. */
-const COLUMNS = 80;
+export const COLUMNS = 80;
 /** Room for the longest status, `taken-back`, and a space. */
 const LABEL_COLUMNS = 11;
 
@@ -44,20 +45,20 @@ export const rendererKind = (stream: Stream, isJson: boolean): RendererKind =>
 export const mayColour = (stream: Stream, noColor: string | undefined): boolean => stream.isTTY === true && (noColor ?? "") === "";
 
 type Format = "bold" | "dim" | "green" | "red" | "yellow";
-const paint = (isColoured: boolean, format: Format, text: string): string =>
+export const paint = (isColoured: boolean, format: Format, text: string): string =>
   isColoured ? styleText(format, text, { validateStream: false }) : text;
 
 /** A number that is not there, or that no clock could have shown, is `-`; JSON turns both NaN and Infinity into null. */
 type Figure = number | null | undefined;
-const shown = (value: Figure, show: (value: number) => string): string =>
+export const shown = (value: Figure, show: (value: number) => string): string =>
   typeof value === "number" && Number.isFinite(value) ? show(value) : "-";
 
 /** For a column; above 100 s it says so. */
-const milliseconds = (value: Figure): string =>
+export const milliseconds = (value: Figure): string =>
   shown(value, (ms) => (ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? ms.toFixed(0) : `${(ms / 1000).toFixed(0)}s`));
-const time = (value: Figure): string => shown(value, (ms) => (ms < 1e5 ? `${milliseconds(ms)} ms` : `${(ms / 1000).toFixed(0)} s`));
+export const time = (value: Figure): string => shown(value, (ms) => (ms < 1e5 ? `${milliseconds(ms)} ms` : `${(ms / 1000).toFixed(0)} s`));
 /** At most six characters up to 10^12. */
-const count = (value: Figure): string =>
+export const count = (value: Figure): string =>
   shown(value, (number) =>
     number < 1e6
       ? number.toFixed(0)
@@ -65,13 +66,13 @@ const count = (value: Figure): string =>
         ? `${(number / 1e6).toFixed(number < 1e8 ? 2 : 1)}M`
         : `${(number / 1e9).toFixed(number < 1e11 ? 2 : 1)}G`,
   );
-const bytes = (value: Figure): string => shown(value, formatBytes);
-const bandwidth = (value: Figure): string => shown(value, formatBandwidth);
+export const bytes = (value: Figure): string => shown(value, formatBytes);
+export const bandwidth = (value: Figure): string => shown(value, formatBandwidth);
 
 const clip = (text: string, columns = COLUMNS): string => (text.length <= columns ? text : `${text.slice(0, columns - 1)}…`);
 
 /** Positive widths align to the right, negative ones to the left; the last column takes what is left of the line. */
-const row = (widths: readonly number[], cells: readonly string[]): string =>
+export const row = (widths: readonly number[], cells: readonly string[]): string =>
   clip(
     cells
       .map((cell, at) => ((widths[at] ?? 0) < 0 ? cell.padEnd(-(widths[at] ?? 0)) : cell.padStart(widths[at] ?? 0)))
@@ -91,7 +92,7 @@ function wrap(text: string, columns: number): string[] {
 }
 
 /** A label and its text, indented. */
-const paragraph = (label: string, text: string): string[] =>
+export const paragraph = (label: string, text: string): string[] =>
   wrap(text, COLUMNS - LABEL_COLUMNS).map((line, at) => `${(at === 0 ? label : "").padEnd(LABEL_COLUMNS)}${line}`);
 
 /** A command to be copied: where it does not fit into a line the shell reads on. */
@@ -280,13 +281,6 @@ const TABLE_HEADER = [
   row(TABLE_WIDTHS, ["", "total", "", "", "average", "source", "guest", "client", "", ""]),
   row(TABLE_WIDTHS, ["mode", "ms", "rnds", "sent", "bandwidth", "ms", "ms", "ms", "digest", "audit"]),
 ];
-
-/** Of an even number the mean of the middle two; undefined of none. */
-function median(values: readonly Figure[]): number | undefined {
-  const sorted = values.filter((value) => typeof value === "number").sort((one, other) => one - other);
-  const [low, high] = [sorted[Math.floor((sorted.length - 1) / 2)], sorted[Math.floor(sorted.length / 2)]];
-  return low === undefined || high === undefined ? undefined : (low + high) / 2;
-}
 
 /** One report, or the median of several: figure by figure, and the worst of what was verified. */
 function tableRow(name: string, reports: readonly MigrationReport[]): string {

@@ -2,3 +2,6 @@ export * from "./child.js";
 export * from "./client.js";
 export * from "./demo.js";
 export * from "./switch.js";
+export * from "./sweep.js";
+export * from "./sweep-plots.js";
+export * from "./sweep-summary.js";
