@@ -13,7 +13,7 @@ describe("cancel", () => {
   for (const { phase, fault, args } of [
     { phase: "setup", fault: "source.setup=hold:3000", args: [] },
     { phase: "active", fault: undefined, args: ["--max-bandwidth", "60Mbit"] },
-    { phase: "device", fault: "source.device=hold:3000", args: [] },
+    { phase: "device", fault: "source.device=hold:3000", args: ["--downtime-limit", "5s"] },
   ] as const)
     it(`in ${phase} the guest runs on at the source and the target is free again`, async () => {
       const source = await lab.source("a", [], fault);
