@@ -194,6 +194,22 @@ describe("PageChannel", { skip: isLinuxAvailable ? false : "without system calls
     await assert.rejects(channel.sendRound(2, new Uint32Array(16), 0, WHOLE), { code: "ERR_INTERNAL" }, "and takes no further round");
   });
 
+  it("leaves a thread behind whose failure while it waits ends no process, and which is not lent again", async (context) => {
+    const threads = new ChannelThreads();
+    await threads.prepare(1);
+    const address = await serve(context, (socket) => socket.write(SWITCHING));
+    const memory = allocate(512).share();
+    const channel = await PageChannel.open((await connectPageChannel(address, NAME, never())).socket, threads, { ...order, memory });
+    await channel.end();
+    const used = threads.take();
+    threads.give(used);
+    used.emit("error", new Error("failed while it waited")); // without a listener this throws, as it would from the thread
+    await used.terminate();
+    const next = threads.take();
+    assert.notEqual(next, used);
+    await next.terminate();
+  });
+
   for (const pump of ["direct", "portable"] as const) {
     it(`takes rounds while one is under way, and answers them in the order they came (${pump})`, async (context) => {
       const address = await serve(context, (socket) => socket.resume().write(SWITCHING));

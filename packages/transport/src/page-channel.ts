@@ -49,7 +49,15 @@ export class ChannelThreads {
 
   #start(): NativeThread {
     // Pages pass through buffers outside the heap; without a bound, V8 keeps up to 48 MiB of young generation for each thread.
-    return new NativeThread(new URL("./channel-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
+    const thread = new NativeThread(new URL("./channel-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
+    // One that fails while it waits here concerns nobody, and is not lent again: an agent with a guest must not end for it.
+    thread
+      .on("error", () => {})
+      .once("exit", () => {
+        const at = this.#idle.indexOf(thread);
+        if (at >= 0) this.#idle.splice(at, 1);
+      });
+    return thread;
   }
 
   take(): NativeThread {
@@ -179,6 +187,11 @@ export class PageChannel {
   #remains: ChannelRemains | undefined;
   #isEnding = false;
   #isThreadGone = false;
+  readonly #onMessage = (message: FromChannel): void => this.#receive(message);
+  readonly #onError = (cause: Error): void => {
+    this.#isThreadGone = true;
+    this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message, digest: undefined, position: undefined });
+  };
   #failure: MigrationError | undefined;
   /** A FLUSH arrived: all before it is stored. */
   onFlushed: (flushed: FromChannel & { type: "flushed" }) => void = () => {};
@@ -199,11 +212,7 @@ export class PageChannel {
       return;
     }
     this.#thread = threads.take();
-    this.#thread.on("message", (message: FromChannel) => this.#receive(message));
-    this.#thread.on("error", (cause) => {
-      this.#isThreadGone = true;
-      this.#receive({ type: "ended", code: "ERR_INTERNAL", message: cause.message, digest: undefined, position: undefined });
-    });
+    this.#thread.on("message", this.#onMessage).on("error", this.#onError);
   }
 
   /**
@@ -282,7 +291,7 @@ export class PageChannel {
   #release(): void {
     this.#handle?.close();
     if (this.#thread !== undefined) {
-      this.#thread.removeAllListeners("message").removeAllListeners("error");
+      this.#thread.off("message", this.#onMessage).off("error", this.#onError);
       if (!this.#isThreadGone) this.#threads.give(this.#thread);
     }
     this.#markEnded();
