@@ -3,7 +3,19 @@ import { describe, it } from "node:test";
 import fc from "fast-check";
 import { MigrationError } from "./errors.js";
 import { BLOCK_PAGES, PACKET_PAGES_MAX, PACKET_PAYLOAD_BYTES_MAX, PAGE_BYTES } from "./limits.js";
-import { BlockReader, encodeBlock } from "./page-codec.js";
+import { BlockReader, LENGTH_BYTES, encodeBlock } from "./page-codec.js";
+
+/** Pages as one block, made in the middle of a payload. */
+function blockOf(pages: Uint8Array): Buffer {
+  const payload = Buffer.alloc(10 + LENGTH_BYTES + pages.byteLength + 10, 0xee);
+  payload.set(pages, 10 + LENGTH_BYTES);
+  const bytes = encodeBlock(payload, 10, pages.byteLength);
+  assert.ok(
+    [...payload.subarray(0, 10), ...payload.subarray(-10)].every((byte) => byte === 0xee),
+    "nothing else is written",
+  );
+  return payload.subarray(10, 10 + bytes);
+}
 
 /** xorshift32: pages from a seed that fast-check prints. */
 function fillRandom(bytes: Uint8Array, seed: number): void {
@@ -30,7 +42,7 @@ function makePages(kind: Kind, pages: number, seed: number): Buffer {
 const encode = (pages: Buffer): Buffer => {
   const blocks: Uint8Array[] = [];
   for (let at = 0; at < pages.byteLength; at += BLOCK_PAGES * PAGE_BYTES)
-    blocks.push(encodeBlock(pages.subarray(at, at + BLOCK_PAGES * PAGE_BYTES)));
+    blocks.push(blockOf(pages.subarray(at, at + BLOCK_PAGES * PAGE_BYTES)));
   return Buffer.concat(blocks);
 };
 function decode(payload: Buffer, pages: number): Buffer {
@@ -73,16 +85,9 @@ describe("page codec", () => {
   });
 
   it("stores random pages as they are, 4 bytes longer, and shortens text and zeros", () => {
-    assert.equal(encodeBlock(makePages("random", 16, 3)).byteLength, 16 * PAGE_BYTES + 4);
-    assert.ok(encodeBlock(makePages("text", 16, 3)).byteLength < 16 * PAGE_BYTES * 0.2);
-    assert.ok(encodeBlock(makePages("zero", 16, 3)).byteLength < 1000);
-  });
-
-  it("does not change what it encodes, and reads a view that does not start at its buffer's beginning", () => {
-    const whole = Buffer.concat([Buffer.alloc(24, 1), makePages("text", 3, 9)]);
-    const view = new Uint8Array(whole.buffer, whole.byteOffset + 24, 3 * PAGE_BYTES);
-    assert.ok(decode(Buffer.from(encodeBlock(view)), 3).equals(makePages("text", 3, 9)));
-    assert.ok(Buffer.from(view).equals(makePages("text", 3, 9)));
+    assert.equal(blockOf(makePages("random", 16, 3)).byteLength, 16 * PAGE_BYTES + 4);
+    assert.ok(blockOf(makePages("text", 16, 3)).byteLength < 16 * PAGE_BYTES * 0.2);
+    assert.ok(blockOf(makePages("zero", 16, 3)).byteLength < 1000);
   });
 
   it("has nothing to say for no pages and no bytes, and refuses bytes for no pages", () => {

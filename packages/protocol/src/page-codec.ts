@@ -5,25 +5,23 @@ import { BLOCK_PAGES, PAGE_BYTES } from "./limits.js";
 /**
  * LZ4 payload: blocks of up to BLOCK_PAGES pages, each `length u32` and then `length` bytes. A length equal to the pages' own size
  * marks a block that compression did not shorten and that stands there as it is.
- * lz4-napi puts the raw size in front of a block as u32; on the wire the block's length takes that very place, so nothing is copied.
+ * lz4-napi puts the raw size in front of a block as u32; on the wire the block's length takes that very place.
  */
-const LENGTH_BYTES = 4;
+/** In front of each block. */
+export const LENGTH_BYTES = 4;
 
 /**
- * Encodes one block. @param pages a private copy, BLOCK_PAGES pages at most: a page that changes under the compressor gives a block
- * that cannot be decoded. @returns bytes for the wire, new memory.
+ * Encodes one block where it stands: `rawBytes` of whole pages, BLOCK_PAGES at most, lie at `at` + 4 of `payload`, and nobody else writes there: a
+ * page that changes under the compressor gives a block that cannot be decoded. @returns how many bytes from `at` on are the block now.
  */
-export function encodeBlock(pages: Uint8Array): Uint8Array {
-  // lz4-napi's declaration says Buffer; it takes any Uint8Array, and a view makes one without a copy.
-  const packed = compressSync(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
-  if (packed.byteLength - LENGTH_BYTES < pages.byteLength) {
-    packed.writeUInt32LE(packed.byteLength - LENGTH_BYTES, 0);
-    return packed;
-  }
-  const stored = Buffer.allocUnsafe(LENGTH_BYTES + pages.byteLength);
-  stored.writeUInt32LE(pages.byteLength, 0);
-  stored.set(pages, LENGTH_BYTES);
-  return stored;
+export function encodeBlock(payload: Buffer, at: number, rawBytes: number): number {
+  const start = at + LENGTH_BYTES;
+  const packed = compressSync(payload.subarray(start, start + rawBytes));
+  const isShorter = packed.byteLength - LENGTH_BYTES < rawBytes;
+  if (isShorter) payload.set(packed, at);
+  const bytes = isShorter ? packed.byteLength - LENGTH_BYTES : rawBytes;
+  payload.writeUInt32LE(bytes, at);
+  return LENGTH_BYTES + bytes;
 }
 
 /** Decodes the blocks of one payload in order. The peer is hostile: no length is believed before it was compared with what must be there. */

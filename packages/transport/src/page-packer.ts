@@ -13,7 +13,7 @@ import {
   TABLE_BYTES_MAX,
   encodeHeader,
 } from "@precopy/protocol";
-import { encodeBlock } from "@precopy/protocol/page-codec";
+import { LENGTH_BYTES, encodeBlock } from "@precopy/protocol/page-codec";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
@@ -66,7 +66,6 @@ export class PagePacker {
   // Runs of the packet being made, as (first, pages); zero runs go behind the data runs only when it is complete.
   readonly #dataRuns = new Uint32Array(2 * (PACKET_PAGES_MAX + 1));
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
-  readonly #block = new Uint8Array(BLOCK_BYTES);
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #data = 0; // entries used
   #zero = 0;
@@ -177,23 +176,21 @@ export class PagePacker {
     const { memory } = this.#source;
     const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
     let bytes = 0;
-    let filled = 0;
-    const flush = (): void => {
-      const block = encodeBlock(this.#block.subarray(0, filled * PAGE_BYTES));
-      payload.set(block, bytes);
-      bytes += block.byteLength;
-      filled = 0;
+    let raw = 0; // of the block being filled, behind the place of its length
+    const end = (): void => {
+      bytes += encodeBlock(payload, bytes, raw);
+      raw = 0;
     };
     for (let at = 0; at < this.#data; at += 2) {
-      for (let page = this.#dataRuns[at]!, end = page + this.#dataRuns[at + 1]!; page < end; ) {
-        const pages = Math.min(end - page, BLOCK_PAGES - filled);
-        this.#block.set(memory.view(page, pages), filled * PAGE_BYTES);
-        filled += pages;
+      for (let page = this.#dataRuns[at]!, last = page + this.#dataRuns[at + 1]!; page < last; ) {
+        const pages = Math.min(last - page, BLOCK_PAGES - raw / PAGE_BYTES);
+        payload.set(memory.view(page, pages), bytes + LENGTH_BYTES + raw);
+        raw += pages * PAGE_BYTES;
         page += pages;
-        if (filled === BLOCK_PAGES) flush();
+        if (raw === BLOCK_BYTES) end();
       }
     }
-    if (filled > 0) flush();
+    if (raw > 0) end();
     if (dropped(bytes)) await new Promise((resolve) => setImmediate(resolve));
     return payload.subarray(0, bytes);
   }

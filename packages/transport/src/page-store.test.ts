@@ -238,7 +238,8 @@ describe("PageStore", () => {
 
   it("clears a page that came in a good block before a corrupt one when it comes as zero on the channel's next generation", () => {
     const { memory, populated, hashes, lanes, push } = target();
-    const good = encodeBlock(Buffer.alloc(16 * PAGE_BYTES, 7));
+    const pages = Buffer.alloc(4 + 16 * PAGE_BYTES, 7);
+    const good = pages.subarray(0, encodeBlock(pages, 0, 16 * PAGE_BYTES));
     const blocks = Buffer.concat([good, Buffer.alloc(good.byteLength, 0xff)]);
     const bytes = packet([[0, 32]], [], { encoding: PageEncoding.Lz4 }, blocks);
     assert.throws(() => push(bytes), { code: "ERR_BLOCK_CORRUPT" });
