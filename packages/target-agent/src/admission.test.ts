@@ -1,50 +1,14 @@
 import assert from "node:assert/strict";
-import { randomUUID } from "node:crypto";
-import { mkdtempSync, rmSync } from "node:fs";
-import { endianness, tmpdir } from "node:os";
-import { join } from "node:path";
+import { endianness } from "node:os";
 import { describe, it } from "node:test";
-import type { TestContext } from "node:test";
-import { GuestRegistry, Journal, MemoryService, NIC_BYTES, SegmentPool, VcpuThreads, WorkloadCatalogue } from "@precopy/guest";
+import { NIC_BYTES } from "@precopy/guest";
 import { availableMemoryBytes } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
-import type { ErrorCode, Message, Ownership } from "@precopy/protocol";
-import { AgentPort, ChannelThreads, ControlChannel } from "@precopy/transport";
+import type { ErrorCode } from "@precopy/protocol";
+import type { ControlChannel } from "@precopy/transport";
 import { checkAdmission } from "./admission.js";
-import { TargetAgent } from "./target-agent.js";
-
-const workloads = new WorkloadCatalogue();
-const MEMORY_BYTES = 2 ** 20;
-
-type Admit = Message<"admit">;
-type Manifest = Admit["manifest"];
-const vcpu = (region: Manifest["vcpus"][number]["region"], given: Partial<Manifest["vcpus"][number]> = {}): Manifest["vcpus"][number] => ({
-  workload: "idle",
-  sha256: workloads.find("idle").sha256,
-  options: {},
-  region,
-  ...given,
-});
-const WHOLE = { start: 0, bytes: MEMORY_BYTES };
-
-function offer(given: Partial<Admit> = {}, manifest: Partial<Manifest> = {}): Admit {
-  return {
-    type: "admit",
-    protocolVersion: PROTOCOL_VERSION,
-    release: "1.0.0",
-    session: randomUUID(),
-    epoch: 1,
-    pageBytes: PAGE_BYTES,
-    endianness: endianness(),
-    channels: 1,
-    capabilities: ["lz4", "digest"],
-    digest: true,
-    from: null,
-    arbiterEpoch: null,
-    manifest: { id: "g1", memoryBytes: MEMORY_BYTES, vcpus: [vcpu(WHOLE)], devices: [], ...manifest },
-    ...given,
-  };
-}
+import { MEMORY_BYTES, WHOLE, listen, offer, vcpu, workloads } from "./listening-target.js";
+import type { Admit, Target } from "./listening-target.js";
 
 /** Each offer that must be refused, why, and what the refusal has to name. */
 const REFUSED: readonly (readonly [what: string, admit: Admit, code: ErrorCode, names: RegExp])[] = [
@@ -121,65 +85,8 @@ describe("checkAdmission", () => {
   });
 });
 
-interface Target {
-  readonly registry: GuestRegistry;
-  readonly agent: TargetAgent;
-  readonly segments: CountedSegments;
-  /** Offers a guest on a channel of its own; resolves when it is admitted. */
-  offer(admit: Admit): Promise<ControlChannel>;
-}
-
-/** Tells how much memory was ever asked for. */
-class CountedSegments extends SegmentPool {
-  taken = 0;
-  isEmpty = false;
-  override take(bytes: number): ReturnType<SegmentPool["take"]> {
-    if (this.isEmpty) throw new MigrationError("ERR_MEMORY", "No address space");
-    this.taken++;
-    return super.take(bytes);
-  }
-}
-
 const refusalOf = (offered: Promise<ControlChannel>): Promise<MigrationError> =>
   offered.then(() => assert.fail("it was admitted"), MigrationError.from);
-
-/** A target agent behind a port of its own. */
-async function listen(context: TestContext, memoryLimitBytes?: number): Promise<Target> {
-  const folder = mkdtempSync(join(tmpdir(), "precopy-admission-"));
-  const journal = new Journal(folder);
-  const registry = new GuestRegistry(journal, memoryLimitBytes);
-  const segments = new CountedSegments();
-  const threads = new VcpuThreads(1);
-  const memory = new MemoryService();
-  const channels = new ChannelThreads();
-  const openDevice = (): Promise<never> => Promise.reject(new MigrationError("ERR_DEVICE_UNAVAILABLE", "No switch here"));
-  const onGuestFailure = (_: string, error: MigrationError): never => assert.fail(error);
-  const guests = { segments, threads, memory, workloads, dirtyLog: "barrier" as const, onGuestFailure, openDevice };
-  const ownership = (guest: string): Ownership => ({ guest, standing: "unknown", epoch: 0, at: null, peer: null });
-  const agent = new TargetAgent({ registry, guests, threads: channels, pump: "portable", release: "1.0.0", arbiter: undefined, ownership });
-  const handlers = { onControl: (control: ControlChannel) => agent.onControl(control), onPageChannel: () => false };
-  const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, handlers, "1.0.0");
-  context.after(async () => {
-    await agent.close();
-    await port.close();
-    await Promise.all([threads.end(), memory.end(), channels.end()]);
-    journal.close();
-    rmSync(folder, { recursive: true });
-  });
-  return {
-    registry,
-    agent,
-    segments,
-    offer: async (admit) => {
-      const control = await ControlChannel.connect(port.address);
-      context.after(() => control.close(new MigrationError("ERR_LINK_LOST", "the test is over")));
-      const admitted = control.expect(["admitted"], 5000, () => new MigrationError("ERR_PEER_DEAD", "no answer"));
-      control.send(admit);
-      await admitted;
-      return control;
-    },
-  };
-}
 
 /** Nothing of a refused offer is left: no place, no memory, no word in the journal. */
 function assertNothingReserved({ registry, agent, segments }: Target, guest = "g1"): void {
