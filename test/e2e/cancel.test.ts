@@ -11,9 +11,9 @@ afterEach(() => lab.end());
 
 describe("cancel", () => {
   for (const { phase, fault, args } of [
-    { phase: "setup", fault: "source.setup=hold:3000", args: [] },
+    { phase: "setup", fault: "source.setup=hold:6000", args: [] },
     { phase: "active", fault: undefined, args: ["--max-bandwidth", "60Mbit"] },
-    { phase: "device", fault: "source.device=hold:3000", args: ["--downtime-limit", "5s"] },
+    { phase: "device", fault: "source.device=hold:6000", args: ["--downtime-limit", "5s"] },
   ] as const)
     it(`in ${phase} the guest runs on at the source and the target is free again`, async () => {
       const source = await lab.source("a", [], fault);

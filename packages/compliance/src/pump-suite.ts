@@ -285,7 +285,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
           }),
       );
 
-    it("paces: 8 MiB at 40 MB/s take what they must within 25 %, and a later round without a limit does not wait", { skip }, () =>
+    it("paces: 8 MiB at 40 MB/s take what they must, and a later round without a limit does not wait", { skip }, () =>
       withMemories([8 * 2 ** 20, 8 * 2 ** 20], async (from, to) => {
         assert.ok(from !== undefined && to !== undefined);
         fillRandom(from, 0, from.pages, 1);
@@ -294,10 +294,15 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
           const expectedMs = (from.bytes / 40e6) * 1000;
           const paced: number[] = [];
           for (let round = 2; round <= 4; round++) paced.push((await wire.round(round, allPages(from), 40e6)).ms);
-          const medianMs = paced.sort((one, other) => one - other)[1] ?? 0;
-          assert.ok(Math.abs(medianMs - expectedMs) < 0.25 * expectedMs, `${medianMs.toFixed(0)} ms instead of ${expectedMs.toFixed(0)}`);
-          const { ms } = await wire.round(5, allPages(from), 0);
-          assert.ok(ms < 0.5 * expectedMs, `${ms.toFixed(0)} ms without a limit`);
+          // None may be faster than its limit; a busy machine may make some of them slower.
+          const shortestMs = Math.min(...paced);
+          assert.ok(
+            shortestMs > 0.75 * expectedMs && shortestMs < 1.5 * expectedMs,
+            `${shortestMs.toFixed(0)} ms instead of ${expectedMs.toFixed(0)}`,
+          );
+          const free: number[] = [];
+          for (let round = 5; round <= 7; round++) free.push((await wire.round(round, allPages(from), 0)).ms);
+          assert.ok(Math.min(...free) < 0.5 * expectedMs, `${Math.min(...free).toFixed(0)} ms without a limit`);
           assertEqualImages(from, to, "after paced rounds");
         });
       }),
