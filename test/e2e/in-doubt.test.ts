@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Lab, answersWithin, ask, isRight, precopy, untilPhase } from "./lab.js";
-import type { AgentHandle } from "./lab.js";
+import { Lab, answersWithin, ask, isRight, ownerBy, precopy, untilPhase } from "./lab.js";
 
 let lab: Lab;
 beforeEach(async () => {
@@ -10,10 +9,6 @@ beforeEach(async () => {
   await lab.startSwitch();
 });
 afterEach(() => lab.end());
-
-/** The conclusion of `precopy who-owns`. */
-const ownerBy = async (agent: AgentHandle, ...args: string[]): Promise<unknown> =>
-  ((await ask(agent, ...args)).json["verdict"] as { readonly owner: string }).owner;
 
 describe("between COMMIT and ACTIVE", () => {
   it("a killed target leaves the source in doubt: it says so, does not run the guest, and refuses to cancel", async () => {

@@ -155,6 +155,10 @@ export async function ask(agent: AgentHandle, ...args: string[]): Promise<Outcom
   return { ...outcome, json: outcome.stdout === "" ? {} : JSON.parse(outcome.stdout) };
 }
 
+/** The conclusion of `precopy who-owns`. */
+export const ownerBy = async (agent: AgentHandle, ...args: string[]): Promise<unknown> =>
+  ((await ask(agent, ...args)).json["verdict"] as { readonly owner: string }).owner;
+
 /** The report of a migration that must complete. */
 export async function reportOf(migration: JsonChild): Promise<JsonLine> {
   const { report } = await migration.expect("done");

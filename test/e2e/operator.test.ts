@@ -3,8 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, it } from "node:test";
-import { Lab, ask, isRight, reportOf, untilPhase } from "./lab.js";
-import type { AgentHandle } from "./lab.js";
+import { Lab, ask, isRight, ownerBy, reportOf, untilPhase } from "./lab.js";
 
 let lab: Lab;
 beforeEach(async () => {
@@ -12,10 +11,6 @@ beforeEach(async () => {
   await lab.startSwitch();
 });
 afterEach(() => lab.end());
-
-/** The conclusion of `precopy who-owns`. */
-const ownerBy = async (agent: AgentHandle, ...args: string[]): Promise<unknown> =>
-  ((await ask(agent, ...args)).json["verdict"] as { readonly owner: string }).owner;
 
 describe("the operator", () => {
   it("takes a guest back from a target that is prepared and has not got COMMIT: nothing is lost, and the target lets go", async () => {

@@ -10,6 +10,18 @@ beforeEach(async () => {
 });
 afterEach(() => lab.end());
 
+/** A migration in its first round, over a link that can be cut. */
+async function underWay() {
+  const source = await lab.source("a");
+  const target = await lab.agent("target", "b");
+  const client = await lab.client();
+  const link = await lab.link(target.listen);
+  const migration = lab.migrate(source, link.address, SLOW);
+  await untilPhase(migration, "active");
+  await sleep(400);
+  return { client, link, migration };
+}
+
 describe("nothing starts again from zero", () => {
   for (const { title, channel, losses, rejoins } of [
     { title: "a page channel that is cut is made again", channel: "pages", losses: 1, rejoins: 0 },
@@ -17,13 +29,7 @@ describe("nothing starts again from zero", () => {
     { title: "a link that is cut altogether is made again", channel: "any", losses: 2, rejoins: 1 },
   ] as const)
     it(`${title}, and the migration completes, both images equal`, async () => {
-      const source = await lab.source("a");
-      const target = await lab.agent("target", "b");
-      const client = await lab.client();
-      const link = await lab.link(target.listen);
-      const migration = lab.migrate(source, link.address, SLOW);
-      await untilPhase(migration, "active");
-      await sleep(400);
+      const { client, link, migration } = await underWay();
       link.cut("rst", channel);
       const report = await reportOf(migration);
       assert.ok(Number(report["channel-losses"]) >= losses, `channels lost: ${String(report["channel-losses"])}`);
@@ -34,13 +40,7 @@ describe("nothing starts again from zero", () => {
     });
 
   it("a link that refuses and drops everything for 3 s in the middle of a migration is no failure", async () => {
-    const source = await lab.source("a");
-    const target = await lab.agent("target", "b");
-    const client = await lab.client();
-    const link = await lab.link(target.listen);
-    const migration = lab.migrate(source, link.address, SLOW);
-    await untilPhase(migration, "active");
-    await sleep(400);
+    const { client, link, migration } = await underWay();
     link.refuse();
     link.cut("rst");
     await sleep(3000);

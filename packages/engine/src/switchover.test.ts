@@ -50,6 +50,19 @@ describe("pauseAndPrepare", () => {
     assert.deepEqual([pausedAtMs, preparedAtMs], [1000, 1015]);
   });
 
+  it("does not ask for PREPARED when the state cannot be told, and rejects with the reason", async () => {
+    const ports = new FakePorts();
+    const handover = {
+      ...ports.handover,
+      tell: () => {
+        throw new MigrationError("ERR_BAD_MESSAGE", "too large");
+      },
+    };
+    const { dirty, link, guest, clock } = ports;
+    await assert.rejects(pauseAndPrepare(bitmapOf(1), 2, true, { dirty, link, guest, handover, clock }), { code: "ERR_BAD_MESSAGE" });
+    assert.ok(!ports.calls.includes("prepare"));
+  });
+
   it("stops at the first port that throws, and asks none after it", async () => {
     const order = ["pause", "collect", "sendLast", "prepare"] as const;
     for (const [at, call] of order.entries()) {
