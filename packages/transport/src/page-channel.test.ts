@@ -210,6 +210,20 @@ describe("PageChannel", { skip: isLinuxAvailable ? false : "without system calls
     await next.terminate();
   });
 
+  it("gives its thread back to an end when the agent's threads have ended before it", async (context) => {
+    const threads = new ChannelThreads();
+    await threads.prepare(1);
+    const thread = threads.take();
+    threads.give(thread);
+    const exited = once(thread, "exit");
+    const address = await serve(context, (socket) => socket.write(SWITCHING));
+    const memory = allocate(512).share();
+    const channel = await PageChannel.open((await connectPageChannel(address, NAME, never())).socket, threads, { ...order, memory });
+    await threads.end();
+    await channel.end();
+    await exited;
+  });
+
   for (const pump of ["direct", "portable"] as const) {
     it(`takes rounds while one is under way, and answers them in the order they came (${pump})`, async (context) => {
       const address = await serve(context, (socket) => socket.resume().write(SWITCHING));

@@ -40,6 +40,7 @@ export function choosePump(wanted: "auto" | PumpKind): PumpKind {
 /** Threads that wait for a channel: starting one takes 30 to 50 ms. */
 export class ChannelThreads {
   readonly #idle: NativeThread[] = [];
+  #isEnded = false;
 
   async prepare(count: number): Promise<void> {
     const fresh = Array.from({ length: Math.max(0, count - this.#idle.length) }, () => this.#start());
@@ -66,10 +67,13 @@ export class ChannelThreads {
 
   /** Only after its channel has ended. */
   give(thread: NativeThread): void {
-    this.#idle.push(thread);
+    if (this.#isEnded) void thread.terminate();
+    else this.#idle.push(thread);
   }
 
+  /** Ends the threads that wait here, and each that is lent as soon as it is given back. */
   async end(): Promise<void> {
+    this.#isEnded = true;
     await Promise.all(this.#idle.splice(0).map((thread) => thread.terminate()));
   }
 }
