@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { JsonChild } from "@precopy/lab";
 import type { MigrationReport } from "@precopy/protocol";
-import { spreadOf } from "./define-bench.js";
+import { spreadOf } from "./spread.js";
 import { PRECOPY } from "./migrations.js";
 import { environment, keepResult } from "./report.js";
 

@@ -1,33 +1,46 @@
-/** One figure. Its name ends in its unit. */
-export interface Bench {
+/** One number that is measured again and again. */
+export interface Figure {
+  /** Within its entry; what it is of, in words or as an identifier. */
   readonly name: string;
-  readonly unit: "ms" | "bytes" | "MiB";
+  /** `ratio` is ours divided by theirs, pair by pair. */
+  readonly unit: "ms" | "s" | "bytes" | "MiB" | "GiB/s" | "Gbit/s" | "s/GiB" | "ratio" | "share";
   readonly better: "lower" | "higher";
-  /** Fixed, and part of the result. */
-  readonly workload: Readonly<Record<string, string | number>>;
-  /** How often `run` is called. */
-  readonly runs: number;
-  /** What docs/promises.md claims; the run fails beyond it. */
-  readonly promise: { readonly median: number; readonly row: string } | undefined;
-  /** Bytes of memory to touch and give back before each call, so that the figure is not the hypervisor's. */
-  readonly warmBytes: number;
-  /** One value or several. */
-  run(): Promise<readonly number[]>;
+  /** At least one. */
+  readonly values: readonly number[];
+  /** Beyond it the median breaks what docs/promises.md or docs/benchmarks.md claims; undefined where nothing is claimed. */
+  readonly target?: number | undefined;
 }
 
-export const defineBench = (bench: Bench): Bench => bench;
-
-export interface Spread {
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
-  readonly p99: number;
+export interface Plot {
+  /** Of the file, without its ending. */
+  readonly name: string;
+  readonly svg: string;
 }
 
-/** @param values at least one. */
-export function spreadOf(values: readonly number[]): Spread {
-  const sorted = values.toSorted((one, other) => one - other);
-  const at = (share: number): number => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
-  const middle = sorted.length % 2 === 1 ? at(0.5) : (at(0.5) + (sorted[sorted.length / 2 - 1] ?? Number.NaN)) / 2;
-  return { median: Math.round(middle * 1000) / 1000, min: at(0), max: sorted.at(-1) ?? Number.NaN, p99: at(0.99) };
+export interface Measurement {
+  readonly figures: readonly Figure[];
+  /** Every run as it came, for who wants to look behind a figure. */
+  readonly runs?: unknown;
+  readonly plots?: readonly Plot[];
+}
+
+export interface BenchRun {
+  /** How often each side runs; an entry that needs more runs more often. */
+  readonly pairs: number;
+  /** A line for whoever watches: tables of its own, what is being waited for. */
+  say(line: string): void;
+}
+
+/** `table` takes some minutes in all; `full` is everything. */
+export type Suite = "table" | "full";
+
+/** What `npm run bench` can measure. */
+export interface Bench {
+  /** As in `--entry`, and of its file in bench/results. */
+  readonly name: string;
+  readonly suite: Suite;
+  /** What is measured, fixed, and part of the result. */
+  readonly workload: Readonly<Record<string, unknown>>;
+  /** Why it cannot be measured here, in one line: what is missing, and where it comes from. */
+  measure(run: BenchRun): Promise<Measurement | string>;
 }

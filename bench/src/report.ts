@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, release, totalmem } from "node:os";
 import { fileURLToPath } from "node:url";
+import type { Plot } from "./define-bench.js";
 
 /** Where and with what a figure was taken. */
 export function environment(): Record<string, unknown> {
@@ -23,9 +24,16 @@ export function environment(): Record<string, unknown> {
   };
 }
 
+function keep(folder: string, file: string, text: string): void {
+  const path = fileURLToPath(new URL(`../${folder}/`, import.meta.url));
+  mkdirSync(path, { recursive: true });
+  writeFileSync(`${path}${file}`, text);
+}
+
 /** Writes `bench/results/NAME.json`. */
-export function keepResult(name: string, result: unknown): void {
-  const folder = fileURLToPath(new URL("../results/", import.meta.url));
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(`${folder}${name}.json`, `${JSON.stringify(result, null, 2)}\n`);
+export const keepResult = (name: string, result: unknown): void => keep("results", `${name}.json`, `${JSON.stringify(result, null, 1)}\n`);
+
+/** Writes `bench/results/plots/NAME.svg`. */
+export function keepPlots(plots: readonly Plot[]): void {
+  for (const { name, svg } of plots) keep("results/plots", `${name}.svg`, svg);
 }

@@ -9,17 +9,19 @@ import {
   whyNoMmuDirtyLog,
 } from "@precopy/guest";
 import type { VcpuOrder } from "@precopy/guest";
+import type { Bench } from "../define-bench.js";
 
 const PAUSES = 500;
 const RUN_MS = 4;
+const MEMORY_BYTES = 64 * 2 ** 20;
 
 /** How long each of PAUSES pauses of a one-vCPU guest takes, from asking to the state in hand, in ms; it runs for a while in between. */
-export async function pauses(order: VcpuOrder): Promise<number[]> {
+async function pauses(order: VcpuOrder): Promise<number[]> {
   const threads = new VcpuThreads(1);
   await threads.refill();
   const memory = new MemoryService();
   const workloads = new WorkloadCatalogue();
-  const guest = await Guest.create(layOutGuest("pause", 64 * 2 ** 20, [order], false, workloads), {
+  const guest = await Guest.create(layOutGuest("pause", MEMORY_BYTES, [order], false, workloads), {
     segments: new SegmentPool(),
     threads,
     memory,
@@ -45,8 +47,15 @@ export async function pauses(order: VcpuOrder): Promise<number[]> {
   return values;
 }
 
-export const PAUSE_ORDERS: Readonly<Record<string, VcpuOrder>> = {
-  idle: { workload: "idle", options: {} },
-  random_writer: { workload: "random-writer", options: { rate: 25_000 } },
-  ledger: { workload: "ledger", options: {}, regionBytes: LEDGER_REGION_BYTES },
-};
+const pause = (name: string, order: VcpuOrder): Bench => ({
+  name: `pause-${name}`,
+  suite: "full",
+  workload: { workload: order.workload, memory: "64MiB", pauses: PAUSES },
+  measure: async () => ({ figures: [{ name: "pause", unit: "ms", better: "lower", values: await pauses(order), target: 0.2 }] }),
+});
+
+export const pauseEntries: readonly Bench[] = [
+  pause("idle", { workload: "idle", options: {} }),
+  pause("random-writer", { workload: "random-writer", options: { rate: 25_000 } }),
+  pause("ledger", { workload: "ledger", options: {}, regionBytes: LEDGER_REGION_BYTES }),
+];

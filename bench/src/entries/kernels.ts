@@ -1,19 +1,22 @@
-import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
 import { compressSync } from "lz4-napi";
 import { Bitmap, GuestMemory, SegmentPool, zeroDetector } from "@precopy/guest";
 import { freePages } from "@precopy/linux";
-import { BLOCK_PAGES, STRIPE_PAGES, parseCount, parseSize } from "@precopy/protocol";
+import { BLOCK_PAGES, STRIPE_PAGES } from "@precopy/protocol";
 import { PagePacker } from "@precopy/transport";
 import type { SendPump } from "@precopy/transport";
-import { fillImage } from "./fill-image.js";
-import { formatPairs, interleave } from "./pairs.js";
-import type { Pair } from "./pairs.js";
-import { PageWalk } from "./peers/page-walk.js";
-import type { PageSize } from "./peers/page-walk.js";
+import type { Bench, Figure } from "../define-bench.js";
+import { fillImage } from "../fill-image.js";
+import { interleave, ratiosOf } from "../pairs.js";
+import type { Pair } from "../pairs.js";
+import { PageWalk } from "../peers/page-walk.js";
+import type { MemoryReader } from "../peers/page-walk.js";
 
 // Figures are GiB of raw pages a second, on one thread.
 const GIB = 2 ** 30;
+const MIB = 2 ** 20;
+const ZEROS_MIN = 0.8;
+const LZ4_MIN = 0.9;
+const LZ4_BYTES = 64 * MIB;
 const pool = new SegmentPool();
 
 /** Lends memory whose first `bytes` are filled, and gives it back. */
@@ -42,31 +45,18 @@ function detect(memory: GuestMemory, detector: ReturnType<typeof zeroDetector>, 
 
 /**
  * Zero detection against the memory's read bandwidth on one core. Only zeros are read to their end: `zeros` is what the detector can do, `random`
- * what a page that holds something costs. @param pages what the reader asks for; ours does as the product does.
+ * what a page that holds something costs.
  */
-export async function zeroDetection(
-  bytes: number,
-  pages: PageSize,
-  pairs: number,
-  walk: PageWalk,
-): Promise<Record<"random" | "zeros", Pair<number>[]>> {
-  const reader = await walk.reader(bytes, pages);
-  const series = (kind: "random" | "zeros"): Promise<Pair<number>[]> =>
-    withImage(bytes, kind, (memory) => {
-      const detector = zeroDetector(memory);
-      detect(memory, detector, kind === "zeros"); // compiled by then
-      return interleave(
-        pairs,
-        () => detect(memory, detector, kind === "zeros"),
-        () => reader.gibPerSecond(),
-      );
-    });
-  try {
-    return { random: await series("random"), zeros: await series("zeros") };
-  } finally {
-    await reader.end();
-  }
-}
+const zeroDetection = (bytes: number, kind: "random" | "zeros", pairs: number, reader: MemoryReader): Promise<Pair<number>[]> =>
+  withImage(bytes, kind, (memory) => {
+    const detector = zeroDetector(memory);
+    detect(memory, detector, kind === "zeros"); // compiled by then
+    return interleave(
+      pairs,
+      () => detect(memory, detector, kind === "zeros"),
+      () => reader.gibPerSecond(),
+    );
+  });
 
 /** As PagePacker: only between two turns of the event loop does lz4-napi free what it returned. */
 const YIELD_BYTES = 2 ** 20;
@@ -99,7 +89,7 @@ async function compressAll(blocks: readonly Buffer[]): Promise<number> {
 }
 
 /** The packer's LZ4 path against lz4-napi alone on the same blocks, which it gets ready made in memory of their own. */
-export const lz4 = (bytes: number, kind: "text" | "random", pairs: number): Promise<Pair<number>[]> =>
+const lz4 = (bytes: number, kind: "text" | "random", pairs: number): Promise<Pair<number>[]> =>
   withImage(bytes, kind, async (memory) => {
     const blocks: Buffer[] = [];
     for (let page = 0; page < memory.pages; page += BLOCK_PAGES)
@@ -113,24 +103,52 @@ export const lz4 = (bytes: number, kind: "text" | "random", pairs: number): Prom
     );
   });
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  // `node bench/dist/kernels.js [--pairs 5] [--bytes 1GiB] [--lz4-bytes 64MiB] [--pages small|huge]`
-  const { values } = parseArgs({
-    options: {
-      pairs: { type: "string", default: "5" },
-      bytes: { type: "string", default: "1GiB" },
-      "lz4-bytes": { type: "string", default: "64MiB" },
-      pages: { type: "string", default: "small" },
-    },
-  });
-  const pairs = parseCount(values.pairs);
-  const print = (name: string, runs: readonly Pair<number>[]): void => console.log(formatPairs(name, "GiB/s", runs, (figure) => figure));
-  const walk = PageWalk.build();
-  if (typeof walk === "string") console.log(`no read bandwidth: ${walk}`);
-  else {
-    const { random, zeros } = await zeroDetection(parseSize(values.bytes), values.pages === "huge" ? "huge" : "small", pairs, walk);
-    print("zero detection of random pages, against reading them", random);
-    print("zero detection of zeros, against reading memory", zeros);
-  }
-  for (const kind of ["text", "random"] as const) print(`lz4 of ${kind} pages`, await lz4(parseSize(values["lz4-bytes"]), kind, pairs));
+function figuresOf(what: string, rival: string, pairs: readonly Pair<number>[], target: number | undefined): Figure[] {
+  const ours = pairs.map((pair) => pair.ours);
+  const theirs = pairs.map((pair) => pair.theirs);
+  return [
+    { name: `${what} to ${rival}`, unit: "ratio", better: "higher", values: ratiosOf(ours, theirs), target },
+    { name: what, unit: "GiB/s", better: "higher", values: ours },
+    { name: `${what}, ${rival}`, unit: "GiB/s", better: "higher", values: theirs },
+  ];
 }
+
+export const kernelEntries: readonly Bench[] = [
+  {
+    name: "zero-detection",
+    suite: "table",
+    workload: { bytes: GIB, pages: "huge" },
+    async measure({ pairs }) {
+      const walk = PageWalk.build();
+      if (typeof walk === "string") return walk;
+      const reader = await walk.reader(GIB, "huge");
+      try {
+        const zeros = await zeroDetection(GIB, "zeros", pairs, reader);
+        const random = await zeroDetection(GIB, "random", pairs, reader);
+        return {
+          figures: [
+            ...figuresOf("zeros", "reading in C", zeros, ZEROS_MIN),
+            ...figuresOf("random pages", "reading in C", random, undefined),
+          ],
+        };
+      } finally {
+        await reader.end();
+      }
+    },
+  },
+  {
+    name: "lz4",
+    suite: "table",
+    workload: { bytes: LZ4_BYTES, block: "as the packer's" },
+    async measure({ pairs }) {
+      const text = await lz4(LZ4_BYTES, "text", pairs);
+      const random = await lz4(LZ4_BYTES, "random", pairs);
+      return {
+        figures: [
+          ...figuresOf("text", "lz4-napi in a loop", text, LZ4_MIN),
+          ...figuresOf("random pages", "lz4-napi in a loop", random, LZ4_MIN),
+        ],
+      };
+    },
+  },
+];

@@ -1,0 +1,18 @@
+import type { Bench } from "../define-bench.js";
+import { throughputEntries } from "./channel-throughput.js";
+import { demoEntries } from "./demo-migrations.js";
+import { dirtyLogEntries } from "./dirty-log.js";
+import { kernelEntries } from "./kernels.js";
+import { pauseEntries } from "./pause.js";
+import { pauseOf100, versusEntries } from "./versus.js";
+
+/** In the order they run. */
+export const entries: readonly Bench[] = [
+  ...versusEntries,
+  ...throughputEntries,
+  ...kernelEntries,
+  ...pauseOf100,
+  ...demoEntries,
+  ...pauseEntries,
+  ...dirtyLogEntries,
+];
