@@ -1,6 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, release, totalmem } from "node:os";
+import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Plot } from "./define-bench.js";
 
@@ -24,16 +25,20 @@ export function environment(): Record<string, unknown> {
   };
 }
 
-function keep(folder: string, file: string, text: string): void {
-  const path = fileURLToPath(new URL(`../${folder}/`, import.meta.url));
-  mkdirSync(path, { recursive: true });
-  writeFileSync(`${path}${file}`, text);
+const pathOf = (file: string): string => fileURLToPath(new URL(`../results/${file}`, import.meta.url));
+
+/** Of an entry. */
+export const resultFile = (name: string): string => pathOf(`${name}.json`);
+
+function keep(path: string, text: string): void {
+  mkdirSync(dirname(path), { recursive: true });
+  writeFileSync(path, text);
 }
 
 /** Writes `bench/results/NAME.json`. */
-export const keepResult = (name: string, result: unknown): void => keep("results", `${name}.json`, `${JSON.stringify(result, null, 1)}\n`);
+export const keepResult = (name: string, result: unknown): void => keep(resultFile(name), `${JSON.stringify(result, null, 1)}\n`);
 
 /** Writes `bench/results/plots/NAME.svg`. */
 export function keepPlots(plots: readonly Plot[]): void {
-  for (const { name, svg } of plots) keep("results/plots", `${name}.svg`, svg);
+  for (const { name, svg } of plots) keep(pathOf(`plots/${name}.svg`), svg);
 }

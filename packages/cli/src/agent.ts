@@ -407,8 +407,8 @@ function vcpuOrders(id: string, options: GuestOptions): VcpuOrder[] {
     if (workload === "ledger") return { workload, options: { mac: macOf(id) }, regionBytes: LEDGER_REGION_BYTES };
     const isFilled = at === options.vcpus.length - 1 && options.fill.bytes > 0;
     const fill = isFilled ? { fill: options.fill.bytes, fillKind: options.fill.kind } : {};
-    if (workload !== "random-writer") return { workload, options: fill };
-    const { dirtyPagesPerSecond, workingSetBytes, hotFraction } = options;
-    return { workload, options: { ...fill, rate: dirtyPagesPerSecond, workingSet: workingSetBytes, hotFraction } };
+    const writes = { ...fill, rate: options.dirtyPagesPerSecond, workingSet: options.workingSetBytes };
+    if (workload === "random-writer") return { workload, options: { ...writes, hotFraction: options.hotFraction } };
+    return { workload, options: workload === "sequential-writer" ? writes : fill };
   });
 }

@@ -95,11 +95,11 @@ export interface GuestOptions {
   readonly memoryBytes: number;
   /** At most the memory, whole pages. */
   readonly fill: Fill;
-  /** Of a random-writer; 0 is as fast as it can. */
+  /** Of a random-writer or sequential-writer; 0 is as fast as it can. */
   readonly dirtyPagesPerSecond: number;
-  /** Of a random-writer; whoever lays out the guest caps it to the vCPU's region. */
+  /** Of a random-writer or sequential-writer; more than the vCPU's region is refused. */
   readonly workingSetBytes: number;
-  /** 0 to 1: share of the writes that goes to the first tenth of the working set. */
+  /** Of a random-writer, 0 to 1: share of the writes that goes to the first tenth of the working set. */
   readonly hotFraction: number;
 }
 
@@ -481,21 +481,21 @@ const withGuest = <A extends unknown[], O extends OptionValues, G extends Option
     .addOption(
       option(
         "--dirty-rate <COUNT>",
-        "pages/s that each random-writer writes, such as 25k; 0 to 1G, 0 is as fast as it can",
+        "pages/s that each random-writer or sequential-writer writes, such as 25k; 0 to 1G, 0 is as fast as it can",
         parseRate(0, 1e9),
       ).default(25_000, "25k"),
     )
     .addOption(
       option(
         "--working-set <SIZE>",
-        "memory it writes to, capped to the region of its vCPU; 4KiB to 16TiB",
+        "memory it writes to, at most the region of its vCPU; 4KiB to 16TiB",
         parseBytes(PAGE_BYTES, MEMORY_BYTES_MAX),
       ).default(2 ** 26, "64MiB"),
     )
     .addOption(
       option(
         "--hot-fraction <FRACTION>",
-        "share of its writes that goes to the first tenth of the working set; 0 to 1",
+        "share of a random-writer's writes that goes to the first tenth of the working set; 0 to 1",
         parseFraction,
       ).default(0),
     );
@@ -589,7 +589,7 @@ function addSource(program: Command, actions: Actions): void {
   withMigration(withAgent(withGuest(command)))
     .addOption(
       workloadOption(
-        "NAME[,NAME] or NAME=FILE, repeatable: one vCPU each, in order; built in: idle, random-writer, ledger; NAME=FILE registers it too",
+        "NAME[,NAME] or NAME=FILE, repeatable: one vCPU each, in order; built in: idle, random-writer, sequential-writer, ledger; NAME=FILE registers it too",
         "random-writer",
       ),
     )
@@ -890,7 +890,7 @@ function addBench(program: Command, actions: Actions): void {
     .addOption(
       option(
         "--working-set <SIZE>",
-        "memory that the guest writes to, capped to what it has; 4KiB to 16TiB (default: 64MiB)",
+        "memory that the guest writes to, at most what it has; 4KiB to 16TiB (default: 64MiB)",
         parseBytes(PAGE_BYTES, MEMORY_BYTES_MAX),
       ),
     )

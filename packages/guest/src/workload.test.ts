@@ -20,8 +20,8 @@ function withFolder(files: Readonly<Record<string, string>>, use: (folder: strin
 describe("WorkloadCatalogue", () => {
   it("has the built-in workloads, each with the hash of its file", () => {
     const catalogue = new WorkloadCatalogue();
-    const hashes = ["idle", "random-writer", "ledger"].map((name) => catalogue.find(name).sha256);
-    assert.equal(new Set(hashes).size, 3);
+    const hashes = ["idle", "random-writer", "sequential-writer", "ledger"].map((name) => catalogue.find(name).sha256);
+    assert.equal(new Set(hashes).size, 4);
     for (const hash of hashes) assert.match(hash, /^[0-9a-f]{64}$/);
   });
 
@@ -38,7 +38,11 @@ describe("WorkloadCatalogue", () => {
   it("says ERR_WORKLOAD_UNKNOWN and which there are for any other name, paths and inherited names included", () => {
     const catalogue = new WorkloadCatalogue();
     for (const name of ["", "nothing", "idle.js", "./workloads/idle", "/etc/passwd", "toString", "__proto__"])
-      assert.throws(() => catalogue.find(name), { code: "ERR_WORKLOAD_UNKNOWN", message: /known: idle, random-writer, ledger/ }, name);
+      assert.throws(
+        () => catalogue.find(name),
+        { code: "ERR_WORKLOAD_UNKNOWN", message: /known: idle, random-writer, sequential-writer, ledger/ },
+        name,
+      );
   });
 
   it("takes every .js and .mjs file of a folder by its name and nothing else there", () =>

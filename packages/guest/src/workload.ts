@@ -53,7 +53,7 @@ export interface WorkloadFile {
   readonly sha256: string;
 }
 
-const BUILT_IN = ["idle", "random-writer", "ledger"] as const;
+const BUILT_IN = ["idle", "random-writer", "sequential-writer", "ledger"] as const;
 
 /** Workloads by name. A peer names one and says what its file must hash to; it never sends a path. */
 export class WorkloadCatalogue {

@@ -1,13 +1,9 @@
 import { PAGE_BYTES, MigrationError } from "@precopy/protocol";
 import { fillRegion } from "../fill.js";
+import { Pacing } from "../pacing.js";
+import { workingSetPages } from "../working-set.js";
 import type { Program, Workload, WorkloadContext } from "../workload.js";
 
-/** Writes a step at most, so that a step stays short. */
-const BATCH = 32;
-/** A paced writer sleeps at least this long, so that it does not spend its time on waking up. */
-const REST_MS = 0.5;
-/** A writer that fell further behind than this gives up the arrears instead of catching up. */
-const ARREARS_MS = 50;
 /** The hot part of the working set: one tenth. */
 const HOT_SHARE = 10;
 
@@ -29,47 +25,27 @@ const isRegisters = (value: unknown): value is Registers =>
  */
 class RandomWriter implements Program {
   readonly #context: WorkloadContext;
-  readonly #rate: number;
+  readonly #pacing: Pacing;
   readonly #pages: number;
   readonly #hotFraction: number;
   #random = 0x2545f491;
   #written = 0;
-  #dueFrom: number;
-  #done = 0; // since #dueFrom
 
   constructor(context: WorkloadContext) {
-    const { options, region } = context;
-    const workingSet = Number(options["workingSet"] ?? 0) || region.bytes;
-    if (workingSet > region.bytes || workingSet < PAGE_BYTES)
-      throw new MigrationError("ERR_PARAMETER", `Working set of ${workingSet} B in a region of ${region.bytes} B`);
     this.#context = context;
-    this.#rate = Number(options["rate"] ?? 0);
-    this.#pages = Math.floor(workingSet / PAGE_BYTES);
-    this.#hotFraction = Number(options["hotFraction"] ?? 0);
-    this.#dueFrom = context.now();
+    this.#pages = workingSetPages(context);
+    this.#hotFraction = Number(context.options["hotFraction"] ?? 0);
+    this.#pacing = new Pacing(context);
   }
 
   boot(): void {
     fillRegion(this.#context);
-    this.#dueFrom = this.#context.now();
+    this.#pacing.restart();
   }
 
   step(): number {
-    const elapsedMs = this.#context.now() - this.#dueFrom;
-    const due = this.#rate === 0 ? this.#done + BATCH : (elapsedMs * this.#rate) / 1000;
-    if (this.#rate > 0 && due - this.#done > (this.#rate * ARREARS_MS) / 1000 + BATCH) {
-      this.#startOver();
-      return 0;
-    }
-    const end = Math.min(Math.floor(due), this.#done + BATCH);
-    while (this.#done < end) this.#write();
-    if (this.#done + 1 <= due || this.#rate === 0) return 0;
-    return Math.max(((this.#done + 1) * 1000) / this.#rate - elapsedMs, REST_MS);
-  }
-
-  #startOver(): void {
-    this.#dueFrom = this.#context.now();
-    this.#done = 0;
+    for (let left = this.#pacing.take(); left > 0; left--) this.#write();
+    return this.#pacing.restMs();
   }
 
   #write(): void {
@@ -79,7 +55,6 @@ class RandomWriter implements Program {
     const line = region.start + page * PAGE_BYTES + (this.#next() % 64) * 64;
     for (let word = 0; word < 64; word += 4) memory.storeU32(line + word, this.#next());
     this.#written++;
-    this.#done++;
   }
 
   /** xorshift32 (Marsaglia 2003). */
@@ -100,7 +75,7 @@ class RandomWriter implements Program {
     if (!isRegisters(registers)) throw new MigrationError("ERR_WORKLOAD_FAILED", "random-writer: these are not its registers");
     this.#random = registers.random | 0;
     this.#written = registers.written;
-    this.#startOver();
+    this.#pacing.restart();
   }
 }
 
