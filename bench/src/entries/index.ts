@@ -1,5 +1,6 @@
 import type { Bench } from "../define-bench.js";
 import { throughputEntries } from "./channel-throughput.js";
+import { curveEntries } from "./curves.js";
 import { demoEntries } from "./demo-migrations.js";
 import { dirtyLogEntries } from "./dirty-log.js";
 import { kernelEntries } from "./kernels.js";
@@ -12,6 +13,7 @@ export const entries: readonly Bench[] = [
   ...throughputEntries,
   ...kernelEntries,
   ...pauseOf100,
+  ...curveEntries,
   ...demoEntries,
   ...pauseEntries,
   ...dirtyLogEntries,

@@ -20,7 +20,22 @@ const SETTINGS: ReadonlyMap<string, readonly string[]> = new Map([
   ["proven", ["--digest", "on", "--audit", "on"]],
 ]);
 
-function guestArgs({ memory, filled, zeroed, dirtyRate, workingSet }: Load): string[] {
+/** Arguments of one migration, as on the command line. */
+export interface Order {
+  /** The guest, and what else its agent is to know. */
+  readonly source: readonly string[];
+  readonly target?: readonly string[];
+  readonly parameters: readonly string[];
+}
+
+export interface Outcome {
+  readonly report: MigrationReport;
+  /** Processor time of each side from the command to completion, s. */
+  readonly cpuSource: number;
+  readonly cpuTarget: number;
+}
+
+export function guestArgs({ memory, filled, zeroed, dirtyRate, workingSet }: Omit<Load, "name">): string[] {
   if (filled > 0 && zeroed > 0) throw new Error("A guest is filled with one kind of data");
   const workload =
     dirtyRate === 0 ? ["--workload", "random-writer", "--dirty-rate", "1", "--working-set", "4096"] : ["--workload", "random-writer"];
@@ -28,7 +43,41 @@ function guestArgs({ memory, filled, zeroed, dirtyRate, workingSet }: Load): str
   return ["--guest", "g", "--memory", String(memory), "--fill", `${filled + zeroed}${zeroed > 0 ? ":zeros" : ""}`, ...workload, ...load];
 }
 
-/** Two fresh agents as processes of their own, one migration between them. */
+/**
+ * Two fresh agents as processes of their own, one migration between them.
+ * @param ready called when the guest runs under its load, right before it is moved.
+ * @throws {Error} if it did not complete
+ */
+export async function migrateOnce({ source: guest, target: there = [], parameters }: Order, ready: () => void): Promise<Outcome> {
+  const folder = mkdtempSync(join(tmpdir(), "precopy-bench-"));
+  const children: JsonChild[] = [];
+  const start = (name: string, ...args: string[]): JsonChild => {
+    const child = new JsonChild(name, [process.execPath, PRECOPY, ...args, "--json"]);
+    children.push(child);
+    return child;
+  };
+  const agent = (name: string, role: string, ...args: readonly string[]): JsonChild =>
+    start(name, role, ...LOCAL, "--name", name, "--socket", join(folder, `${name}.sock`), "--state-dir", join(folder, name), ...args);
+  try {
+    const target = agent("target", "target", ...there);
+    const { listen } = await target.expect("listening");
+    const source = agent("source", "source", ...guest);
+    await source.expect("running");
+    await sleep(SETTLE_MS);
+    ready();
+    const spent = (): readonly [number, number] => [processorSeconds(source.pid ?? -1), processorSeconds(target.pid ?? -1)];
+    const before = spent();
+    const migrate = start("migrate", "migrate", String(listen), "--socket", join(folder, "source.sock"), ...parameters);
+    const report = (await migrate.expect("done"))["report"] as MigrationReport; // what `migrate --json` of this release prints
+    const after = spent();
+    return { report, cpuSource: after[0] - before[0], cpuTarget: after[1] - before[1] };
+  } finally {
+    for (const child of children.toReversed()) await child.end();
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** Each migration by two fresh agents. */
 export function precopyPeer(): Peer {
   return {
     name: "precopy",
@@ -36,37 +85,13 @@ export function precopyPeer(): Peer {
     async migrate(load: Load, setting: string, ready: () => void): Promise<PeerRun> {
       const parameters = SETTINGS.get(setting);
       if (parameters === undefined) throw new Error(`precopy has no setting ${setting}`);
-      const folder = mkdtempSync(join(tmpdir(), "precopy-bench-"));
-      const children: JsonChild[] = [];
-      const start = (name: string, ...args: string[]): JsonChild => {
-        const child = new JsonChild(name, [process.execPath, PRECOPY, ...args, "--json"]);
-        children.push(child);
-        return child;
-      };
-      const agent = (name: string, role: string, ...args: string[]): JsonChild =>
-        start(name, role, ...LOCAL, "--name", name, "--socket", join(folder, `${name}.sock`), "--state-dir", join(folder, name), ...args);
-      try {
-        const target = agent("target", "target");
-        const { listen } = await target.expect("listening");
-        const source = agent("source", "source", ...guestArgs(load));
-        await source.expect("running");
-        await sleep(SETTLE_MS);
-        ready();
-        const spent = (): readonly [number, number] => [processorSeconds(source.pid ?? -1), processorSeconds(target.pid ?? -1)];
-        const before = spent();
-        const migrate = start("migrate", "migrate", String(listen), "--socket", join(folder, "source.sock"), ...parameters);
-        const report = (await migrate.expect("done"))["report"] as MigrationReport; // what `migrate --json` of this release prints
-        const after = spent();
-        return runOf(report, after[0] - before[0], after[1] - before[1]);
-      } finally {
-        for (const child of children.toReversed()) await child.end();
-        rmSync(folder, { recursive: true, force: true });
-      }
+      return runOf(await migrateOnce({ source: guestArgs(load), parameters }, ready));
     },
   };
 }
 
-function runOf(report: MigrationReport, cpuSource: number, cpuTarget: number): PeerRun {
+/** The figures of a report. @throws {Error} if one is missing */
+export function runOf({ report, cpuSource, cpuTarget }: Outcome): PeerRun {
   const query = report["query-migrate"];
   const { clocks } = report;
   const need = (value: number | null | undefined, name: string): number => {

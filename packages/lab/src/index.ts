@@ -1,6 +1,7 @@
 export * from "./child.js";
 export * from "./client.js";
 export * from "./demo.js";
+export * from "./line-chart.js";
 export * from "./switch.js";
 export * from "./sweep.js";
 export * from "./sweep-plots.js";
