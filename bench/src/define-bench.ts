@@ -3,7 +3,7 @@ export interface Figure {
   /** Within its entry; what it is of, in words or as an identifier. */
   readonly name: string;
   /** `ratio` is ours divided by theirs, pair by pair. */
-  readonly unit: "ms" | "s" | "bytes" | "MiB" | "GiB/s" | "Gbit/s" | "s/GiB" | "ratio" | "share";
+  readonly unit: "ms" | "s" | "bytes" | "MiB" | "GiB/s" | "Gbit/s" | "s/GiB" | "ratio" | "share" | "count";
   readonly better: "lower" | "higher";
   /** At least one. */
   readonly values: readonly number[];

@@ -24,13 +24,14 @@ const against = ({ values, target, better }: Figure): string => {
   return `${better === "lower" ? "at most" : "at least"} ${target}: ${isMet ? "met" : "**missed**"}`;
 };
 
-/** A figure of one point, or of one setting: `total at 4 GiB`, `total, multifd-4`. */
-const POINT = /^(.+?) at (.+)$/;
+/** A figure of one point of a curve, or of one case of many: `total at 4GiB`, `1.00 Gbit/s, MTU 1500: plain: total`. */
+const POINT = /^(?<what>[^:]+?) at (?<where>[^:]+)$|^(?<case>.+): (?<figure>[^:]+)$/;
 
 /** A row for each point, a column for each figure. */
 function pivot(figures: readonly Figure[]): string {
   const cells = figures.flatMap((figure) => {
-    const [, what, where] = POINT.exec(figure.name) ?? [];
+    const groups = POINT.exec(figure.name)?.groups;
+    const [what, where] = [groups?.["what"] ?? groups?.["figure"], groups?.["where"] ?? groups?.["case"]];
     return what === undefined || where === undefined ? [] : [{ column: `${what}, ${figure.unit}`, row: where, figure }];
   });
   const columns = [...new Set(cells.map(({ column }) => column))];
@@ -40,7 +41,7 @@ function pivot(figures: readonly Figure[]): string {
     return found === undefined ? "" : spread(found);
   };
   return table(
-    ["at", ...columns],
+    ["", ...columns],
     rows.map((row) => [row, ...columns.map((column) => cell(row, column))]),
   );
 }

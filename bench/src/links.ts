@@ -1,6 +1,7 @@
 import { spawnSync } from "node:child_process";
 import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
+import { formatBandwidth } from "@precopy/protocol";
 
 export type Side = "a" | "b";
 const SIDES = ["a", "b"] as const satisfies readonly Side[];
@@ -12,6 +13,12 @@ export interface LinkOptions {
   readonly mtu: number;
   /** Of every connection, whatever its program asks for; undefined: what the program asks for, else this host's default. */
   readonly congestionControl: "cubic" | "bbr" | undefined;
+}
+
+/** `1.00 Gbit/s, MTU 1500`. */
+export function formatLink({ rate, mtu, congestionControl }: LinkOptions): string {
+  const name = `${rate === undefined ? "unshaped" : formatBandwidth(rate / 8)}, MTU ${mtu}`;
+  return congestionControl === undefined ? name : `${name}, ${congestionControl}`;
 }
 
 /** Of either end: each has a namespace to itself. */

@@ -1,66 +1,45 @@
 import { parseArgs } from "node:util";
-import { CHANNELS_MAX, MigrationError, parseBandwidth, parseSize } from "@precopy/protocol";
+import { MigrationError, parseBandwidth, parseSize } from "@precopy/protocol";
 import type { LinkOptions } from "./links.js";
 
-const COMPRESSIONS = ["none", "lz4"] as const;
-const CONGESTION_CONTROLS = ["cubic", "bbr"] as const;
+const CONGESTION_CONTROLS = ["none", "cubic", "bbr"] as const;
 /** The least an IPv4 host must take, and the most a header can tell. */
 const MTU_MIN = 576;
 const MTU_MAX = 65_535;
 
-export interface Setting {
-  readonly channels: number;
-  readonly compression: (typeof COMPRESSIONS)[number];
-}
-
-/** Every setting is run on every link, `repeat` times. */
-export interface SweepPlan {
+/** The same sweep on every link. */
+export interface OverLinksPlan {
   readonly links: readonly LinkOptions[];
-  readonly settings: readonly Setting[];
-  readonly repeat: number;
-  /** As `precopy source` reads them, which also refuses what does not fit. */
-  readonly guest: Readonly<Record<"memory" | "fill" | "dirty-rate" | "working-set", string>>;
+  /** For `precopy bench`, which also refuses what is wrong with it. */
+  readonly benchArguments: readonly string[];
   /** What the guest holds at boot, bytes. */
   readonly filledBytes: number;
+  /** Folder for a folder of each link. */
+  readonly plots: string | undefined;
   /** A smoke test: its figures are not kept. */
   readonly isQuick: boolean;
 }
 
-const SWEEP = {
-  rates: "1Gbit,10Gbit,none",
-  mtu: "1500,9000",
-  channels: "1,2,4",
-  compression: "none,lz4",
-  repeat: "3",
-  memory: "2GiB",
-  fill: "256MiB",
-  "dirty-rate": "2k",
-  "working-set": "16MiB",
-};
+const LINKS = { rates: "1Gbit,10Gbit,none", mtu: "1500,9000", "link-congestion-control": "none", fill: "256MiB" };
+const BENCH = ["--dirty-rates", "2k", "--working-set", "16MiB"];
 /** One small combination, some seconds. */
-const QUICK: typeof SWEEP = {
-  ...SWEEP,
-  rates: "1Gbit",
-  mtu: "1500",
-  channels: "2",
-  compression: "none",
-  repeat: "1",
-  memory: "128MiB",
-  fill: "32MiB",
-  "working-set": "4MiB",
-};
+const QUICK_LINKS: typeof LINKS = { ...LINKS, rates: "1Gbit", mtu: "1500", fill: "32MiB" };
+const QUICK_BENCH = ["--quick"];
 
 const refuse = (message: string): never => {
   throw new MigrationError("ERR_PARAMETER", message);
 };
 
-function whole(flag: string, text: string, least: number, most: number): number {
+function mtuOf(text: string): number {
   const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
-  return value >= least && value <= most ? value : refuse(`--${flag} "${text}" must be a whole number, ${least} to ${most}`);
+  return value >= MTU_MIN && value <= MTU_MAX ? value : refuse(`--mtu "${text}" must be a whole number, ${MTU_MIN} to ${MTU_MAX}`);
 }
 
-const choice = <const T extends string>(flag: string, text: string, choices: readonly T[]): T =>
-  choices.find((one) => one === text) ?? refuse(`--${flag} "${text}" is not one of ${choices.join(", ")}`);
+function controlOf(text: string): LinkOptions["congestionControl"] {
+  const control = CONGESTION_CONTROLS.find((one) => one === text);
+  if (control === undefined) return refuse(`--link-congestion-control "${text}" is not one of ${CONGESTION_CONTROLS.join(", ")}`);
+  return control === "none" ? undefined : control;
+}
 
 /** Bits a second. */
 function rateOf(text: string): number | undefined {
@@ -69,48 +48,39 @@ function rateOf(text: string): number | undefined {
   return bytesPerSecond === 0 ? refuse(`--rates "${text}" carries nothing: an unshaped link is "none"`) : bytesPerSecond * 8;
 }
 
-/** Reads the command line; `--quick` changes what is not given. @throws {MigrationError} ERR_PARAMETER. @throws {TypeError} an unknown option */
-export function planOf(args: readonly string[]): SweepPlan {
+/** Reads the command line; `--quick` changes what is not given, and what is not ours is the bench's. @throws {MigrationError} ERR_PARAMETER */
+export function planOf(args: readonly string[]): OverLinksPlan {
   const text = { type: "string" } as const;
-  const { values } = parseArgs({
+  const { values, tokens } = parseArgs({
     args: [...args],
-    options: {
-      rates: text,
-      mtu: text,
-      channels: text,
-      compression: text,
-      repeat: text,
-      memory: text,
-      fill: text,
-      "dirty-rate": text,
-      "working-set": text,
-      "congestion-control": text,
-      compressible: { type: "boolean", default: false },
-      quick: { type: "boolean", default: false },
-    },
+    options: { rates: text, mtu: text, "link-congestion-control": text, fill: text, plots: text, quick: { type: "boolean" } },
+    strict: false, // the rest is for the bench, in whatever way it is written
+    tokens: true,
   });
-  const given = { ...(values.quick ? QUICK : SWEEP), ...values };
-  const control = values["congestion-control"];
-  const congestionControl = control === undefined ? undefined : choice("congestion-control", control, CONGESTION_CONTROLS);
-  const mtus = given.mtu.split(",").map((mtu) => whole("mtu", mtu, MTU_MIN, MTU_MAX));
-  const compressions = given.compression.split(",").map((compression) => choice("compression", compression, COMPRESSIONS));
+  const ours = new Set<number>();
+  for (const token of tokens) {
+    if (token.kind !== "option" || !Object.hasOwn({ ...LINKS, plots: "", quick: true }, token.name)) continue;
+    ours.add(token.index);
+    if (token.name !== "quick" && token.value === undefined) refuse(`${token.rawName} needs a value`);
+    if (token.inlineValue === false) ours.add(token.index + 1);
+  }
+  const given = (name: keyof typeof LINKS | "plots"): string | undefined => {
+    const value = values[name];
+    return typeof value === "string" ? value : undefined;
+  };
+  const isQuick = values["quick"] === true;
+  const otherwise = isQuick ? QUICK_LINKS : LINKS;
+  const list = (name: keyof typeof LINKS): string[] => (given(name) ?? otherwise[name]).split(",");
+  const controls = list("link-congestion-control").map(controlOf);
+  const mtus = list("mtu").map(mtuOf);
+  const fill = given("fill") ?? otherwise.fill;
   return {
-    links: given.rates
-      .split(",")
+    links: list("rates")
       .map(rateOf)
-      .flatMap((rate) => mtus.map((mtu) => ({ rate, mtu, congestionControl }))),
-    settings: given.channels
-      .split(",")
-      .map((channels) => whole("channels", channels, 1, CHANNELS_MAX))
-      .flatMap((channels) => compressions.map((compression) => ({ channels, compression }))),
-    repeat: whole("repeat", given.repeat, 1, 1000),
-    guest: {
-      memory: given.memory,
-      fill: `${given.fill}:${given.compressible ? "text" : "random"}`,
-      "dirty-rate": given["dirty-rate"],
-      "working-set": given["working-set"],
-    },
-    filledBytes: parseSize(given.fill),
-    isQuick: given.quick,
+      .flatMap((rate) => mtus.flatMap((mtu) => controls.map((congestionControl) => ({ rate, mtu, congestionControl })))),
+    benchArguments: [...(isQuick ? QUICK_BENCH : BENCH), "--fill", fill, ...args.filter((_, at) => !ours.has(at))],
+    filledBytes: parseSize(fill.split(":", 1)[0] ?? ""),
+    plots: given("plots"),
+    isQuick,
   };
 }

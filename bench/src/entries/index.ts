@@ -3,6 +3,7 @@ import { throughputEntries } from "./channel-throughput.js";
 import { curveEntries } from "./curves.js";
 import { demoEntries } from "./demo-migrations.js";
 import { dirtyLogEntries } from "./dirty-log.js";
+import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
 import { pauseEntries } from "./pause.js";
 import { pauseOf100, versusEntries } from "./versus.js";
@@ -14,6 +15,7 @@ export const entries: readonly Bench[] = [
   ...kernelEntries,
   ...pauseOf100,
   ...curveEntries,
+  ...foundingOptionsEntries,
   ...demoEntries,
   ...pauseEntries,
   ...dirtyLogEntries,

@@ -7,8 +7,6 @@ import { processorSeconds } from "./processor-time.js";
 import { QmpClient } from "./qmp.js";
 import { TickLog } from "./ticks.js";
 
-export const QEMU = "qemu-system-x86_64";
-
 /** One QEMU. It connects to us, so that there is nothing to poll for: its monitor and the debug port of its guest. */
 export class QemuProcess {
   readonly ticks = new TickLog();
@@ -23,8 +21,8 @@ export class QemuProcess {
   readonly failure: Promise<never>;
   #stderr = "";
 
-  /** Starts it. @param folder for its two sockets, which are named after `name` */
-  constructor(name: string, folder: string, args: readonly string[]) {
+  /** Starts it. @param folder for its two sockets, which are named after `name` @param command QEMU and its arguments, wherever they run */
+  constructor(name: string, folder: string, command: readonly string[]) {
     this.#name = name;
     const listen = (path: string): Server =>
       createServer((socket) => {
@@ -45,7 +43,8 @@ export class QemuProcess {
       ...["-chardev", `socket,id=ticks,path=${ticksPath}`, "-device", "isa-debugcon,iobase=0xe9,chardev=ticks"],
     ];
     // A group of its own: Ctrl-C reaches the bench, and the bench ends its processes.
-    this.#process = spawn(QEMU, [...args, ...sockets], { stdio: ["ignore", "ignore", "pipe"], detached: true });
+    const [program = "", ...args] = command;
+    this.#process = spawn(program, [...args, ...sockets], { stdio: ["ignore", "ignore", "pipe"], detached: true });
     this.#exited = new Promise((resolve) => {
       this.#process.once("exit", (code, signal) => resolve(`ended (${String(code ?? signal)})`));
       this.#process.once("error", (error) => resolve(error.message));

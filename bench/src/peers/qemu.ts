@@ -6,12 +6,14 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import type { LabLink, Side } from "../links.js";
 import type { Load, Peer, PeerRun } from "../peer.js";
-import { QEMU, QemuProcess } from "./qemu-process.js";
+import { QemuProcess } from "./qemu-process.js";
 import type { QmpClient } from "./qmp.js";
 import { tickGapMs } from "./ticks.js";
 import { within } from "./within.js";
 
+const QEMU = "qemu-system-x86_64";
 /** Streams of each setting; the first is QEMU's default. */
 const CHANNELS: ReadonlyMap<string, number> = new Map([
   ["default", 1],
@@ -91,20 +93,31 @@ function numberAt(answer: unknown, ...names: readonly string[]): number {
 }
 
 /** Where the target listens; the kernel chooses the port. */
-async function listen(target: QmpClient): Promise<string> {
-  await target.execute("migrate-incoming", { uri: "tcp:127.0.0.1:0" });
+async function listen(target: QmpClient, host: string): Promise<string> {
+  await target.execute("migrate-incoming", { uri: `tcp:${host}:0` });
   const answer = await target.execute("query-migrate");
   const port = at(answer, "socket-address", "0", "port");
   if (typeof port !== "string") throw new Error(`No port in QEMU's answer ${JSON.stringify(answer)}`);
-  return `tcp:127.0.0.1:${port}`;
+  return `tcp:${host}:${port}`;
+}
+
+/** What runs, and how it is moved. */
+interface Move {
+  readonly source: QemuProcess;
+  readonly target: QemuProcess;
+  /** Where the target listens. */
+  readonly host: string;
+  readonly load: Load;
+  readonly channels: number;
+  ready(): void;
 }
 
 /** Boots, fills, moves. @throws {Error} as soon as anything is other than expected */
-async function move(source: QemuProcess, target: QemuProcess, load: Load, channels: number, ready: () => void): Promise<PeerRun> {
+async function move({ source, target, host, load, channels, ready }: Move): Promise<PeerRun> {
   const [atSource, atTarget] = await within(START_LIMIT_MS, "start of QEMU", Promise.all([source.monitor, target.monitor]));
   await configure(atSource, channels);
   await configure(atTarget, channels);
-  const uri = await listen(atTarget);
+  const uri = await listen(atTarget, host);
   await within(FILL_LIMIT_MS, "filling", source.ticks.reached(1));
   await sleep(SETTLE_MS);
   ready();
@@ -154,14 +167,17 @@ async function complaints(source: QemuProcess, target: QemuProcess): Promise<str
   return [`query-migrate says ${said}`, ...[source, target].map(({ stderr }) => stderr).filter((text) => text !== "")].join("; ");
 }
 
-async function migrate(load: Load, setting: string, ready: () => void): Promise<PeerRun> {
+async function migrate(link: LabLink | undefined, load: Load, setting: string, ready: () => void): Promise<PeerRun> {
   const channels = CHANNELS.get(setting);
   if (channels === undefined) throw new Error(`QEMU has no setting ${setting} here, but ${[...CHANNELS.keys()].join(", ")}`);
   checkLoad(load);
   const folder = mkdtempSync(join(tmpdir(), "precopy-qemu-"));
+  const removeFolder = (): void => rmSync(folder, { recursive: true, force: true });
+  process.once("exit", removeFolder); // a signal while a link lives ends this process at once
   const running: QemuProcess[] = [];
-  const start = (name: string, ...args: string[]): QemuProcess => {
-    const qemu = new QemuProcess(name, folder, [...machineArgs(load), ...args]);
+  const start = (name: string, side: Side, ...args: string[]): QemuProcess => {
+    const command = [QEMU, ...machineArgs(load), ...args];
+    const qemu = new QemuProcess(name, folder, link?.command(side, command) ?? command);
     running.push(qemu);
     return qemu;
   };
@@ -173,23 +189,25 @@ async function migrate(load: Load, setting: string, ready: () => void): Promise<
   };
   for (const name of SIGNALS) process.on(name, interrupt);
   try {
-    const source = start("source");
-    const target = start("target", "-incoming", "defer");
+    const source = start("source", "a");
+    const target = start("target", "b", "-incoming", "defer");
+    const host = link?.address("b") ?? "127.0.0.1";
     try {
-      return await Promise.race([move(source, target, load, channels, ready), source.failure, target.failure]);
+      return await Promise.race([move({ source, target, host, load, channels, ready }), source.failure, target.failure]);
     } catch (cause) {
       throw new Error(`QEMU did not move ${load.name} with ${setting}: ${await complaints(source, target)}`, { cause });
     }
   } finally {
     await Promise.all(running.map((qemu) => qemu.end()));
-    rmSync(folder, { recursive: true, force: true });
+    process.off("exit", removeFolder);
+    removeFolder();
     for (const name of SIGNALS) process.off(name, interrupt);
     if (signal !== undefined) process.kill(process.pid, signal);
   }
 }
 
-/** Builds the guest. @returns the reason, if QEMU cannot be had here */
-export async function qemuPeer(): Promise<Peer | string> {
+/** Builds the guest. @param link to move over, from a to b; undefined: over loopback. @returns the reason, if QEMU cannot be had here */
+export async function qemuPeer(link?: LabLink): Promise<Peer | string> {
   const run = promisify(execFile);
   const version = await run(QEMU, ["--version"]).then(
     ({ stdout }) => /version (\d+(?:\.\d+)*)/.exec(stdout)?.[1],
@@ -206,5 +224,5 @@ export async function qemuPeer(): Promise<Peer | string> {
   } catch (cause) {
     return `no gcc that builds the guest: ${cause instanceof Error ? cause.message : String(cause)}`;
   }
-  return { name: `qemu ${version}`, settings: [...CHANNELS.keys()], migrate };
+  return { name: `qemu ${version}`, settings: [...CHANNELS.keys()], migrate: (...how) => migrate(link, ...how) };
 }

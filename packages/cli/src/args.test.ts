@@ -464,6 +464,7 @@ describe("the other commands", () => {
       workingSetBytes: 2 ** 26,
       downtimeLimitMs: 300,
       targetWaitMs: 15_000,
+      prepare: undefined,
       report: undefined,
       plots: undefined,
       isJson: false,
@@ -472,7 +473,7 @@ describe("the other commands", () => {
 
   it("bench --quick is one small combination, and what else is given still holds", async () => {
     const line =
-      "--to far --quick --channels 4,1 --congestion-controls bbr,auto --fill 8MiB:text --target-wait 1s --plots p --report r --json";
+      "--to far --quick --channels 4,1 --congestion-controls bbr,auto --fill 8MiB:text --target-wait 1s --prepare warm --plots p --report r --json";
     const given = await options<BenchOptions>("bench", ...line.split(" "));
     assert.deepEqual(given, {
       to: { host: "far", port: 4646 },
@@ -486,6 +487,7 @@ describe("the other commands", () => {
       workingSetBytes: 2 ** 22,
       downtimeLimitMs: 300,
       targetWaitMs: 1000,
+      prepare: "warm",
       report: "r",
       plots: "p",
       isJson: true,

@@ -191,6 +191,8 @@ export interface BenchOptions {
   readonly targetWaitMs: number;
   /** File for everything that was measured. */
   readonly report: string | undefined;
+  /** For a shell, before each migration; undefined: nothing. */
+  readonly prepare: string | undefined;
   /** Folder for SVG files; made if need be. */
   readonly plots: string | undefined;
   readonly isJson: boolean;
@@ -902,7 +904,14 @@ function addBench(program: Command, actions: Actions): void {
         parseTime,
       ).default(TARGET_WAIT_MS, `${TARGET_WAIT_MS / 1000}s`),
     )
-    .addOption(reportOption("every value of every run"))
+    .addOption(
+      option(
+        "--prepare <COMMAND>",
+        "run this in a shell before each migration, while its guest runs: to warm the target's memory, or such (default: nothing)",
+        parseText,
+      ),
+    )
+    .addOption(reportOption("every value of every run, after each setting"))
     .addOption(
       option("--plots <DIR>", "write total time and downtime against the dirty rate there, as SVG files (default: none)", parseText),
     )
@@ -927,6 +936,7 @@ function addBench(program: Command, actions: Actions): void {
         workingSetBytes: given.workingSet ?? otherwise.workingSetBytes,
         downtimeLimitMs: given.downtimeLimit ?? DEFAULT_PARAMETERS.downtimeLimitMs,
         targetWaitMs: given.targetWait,
+        prepare: given.prepare,
         report: given.report,
         plots: given.plots,
         isJson: given.json === true,

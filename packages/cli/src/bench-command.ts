@@ -32,10 +32,12 @@ export async function runBench(options: BenchOptions, run: RunContext): Promise<
         guestArguments: guestArguments(options),
         migrationArguments: ["--downtime-limit", String(options.downtimeLimitMs)],
         targetWaitMs: options.targetWaitMs,
+        prepare: options.prepare,
         signal: run.signal,
       },
       (result) => {
         results.push(result);
+        if (options.report !== undefined) writeReport(options.report, reportOf(options, results)); // a sweep takes long: what kills it costs the rest only
         say(renderSweepRow(result, isColoured(run)));
         if (options.isJson)
           printJson(run, { type: "setting", ...summarize(result), errors: result.runs.flatMap(({ error }) => error ?? []) });
@@ -44,7 +46,6 @@ export async function runBench(options: BenchOptions, run: RunContext): Promise<
   } finally {
     if (results.length > 0) {
       say(`\n${renderSweepEnd(results)}`);
-      if (options.report !== undefined) writeReport(options.report, reportOf(options, results));
       if (options.plots !== undefined) await writePlots(options.plots, options, results, say);
     }
   }

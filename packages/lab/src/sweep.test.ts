@@ -56,6 +56,7 @@ function rig(context: TestContext, play: Readonly<Record<number, string>>, given
     guestArguments: ["--memory", "1"],
     migrationArguments: ["--downtime-limit", "7"],
     targetWaitMs: 5000,
+    prepare: undefined,
     signal: new AbortController().signal,
     ...given,
   };
@@ -130,6 +131,19 @@ describe("runSweep", () => {
       calls().map((call) => call.split(" ", 1)[0]),
       ["source", "migrate", "migrate", "migrate"],
     );
+  });
+
+  it("prepares each migration when its guest runs, and says with what it could not", async (context) => {
+    const { plan, folder, sweep, calls } = rig(context, { 1: "done" }, { repeats: 2 });
+    Object.assign(plan, { prepare: `echo prepare >> ${folder}/calls` });
+    await sweep();
+    const run = ["source", "prepare", "migrate"];
+    assert.deepEqual(
+      calls().map((call) => call.split(" ", 1)[0]),
+      [...run, ...run],
+    );
+    Object.assign(plan, { prepare: "echo no such thing >&2; exit 3" });
+    await assert.rejects(sweep(), { code: "ERR_PARAMETER", message: /^--prepare ".*" ended with 3: no such thing$/ });
   });
 
   it("ends when the target stays full, says how to start it, and keeps what there is", async (context) => {

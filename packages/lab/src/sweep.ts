@@ -32,6 +32,8 @@ export interface SweepPlan {
   readonly migrationArguments: readonly string[];
   /** How long the target may be full before a run. */
   readonly targetWaitMs: number;
+  /** For a shell, before each `migrate`, when its guest runs; undefined: nothing. */
+  readonly prepare: string | undefined;
   readonly signal: AbortSignal;
 }
 
@@ -66,7 +68,8 @@ export const settingsOf = (lists: {
 /**
  * Runs one setting after the other, each run with a fresh guest in a source agent of its own. What a migration fails with is a result; when
  * this rejects the results so far were told, and every process of ours is gone.
- * @throws {MigrationError} ERR_CANCELLED; ERR_AGENT_FULL if the target stays full, since no later run would find it empty
+ * @throws {MigrationError} ERR_CANCELLED; ERR_AGENT_FULL if the target stays full, since no later run would find it empty; ERR_PARAMETER if
+ * `prepare` fails
  */
 export async function runSweep(plan: SweepPlan, onResult: (result: SweepResult) => void): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "precopy-sweep-"));
@@ -90,8 +93,8 @@ export async function runSweep(plan: SweepPlan, onResult: (result: SweepResult) 
 /** @throws {MigrationError} what ends the sweep; every process of this run is gone then. */
 async function runOnce(plan: SweepPlan, setting: SweepSetting, folder: string, guest: string): Promise<SweepRun> {
   const children: JsonChild[] = [];
-  const start = (...args: string[]): JsonChild => {
-    const child = new JsonChild(args[0] ?? "", [...plan.command, ...args, "--json"]);
+  const launch: Launch = (name, command) => {
+    const child = new JsonChild(name, command);
     children.push(child);
     return child;
   };
@@ -103,20 +106,24 @@ async function runOnce(plan: SweepPlan, setting: SweepSetting, folder: string, g
   });
   interrupted.catch(() => {}); // raced against the run below
   try {
-    return await Promise.race([moveGuest(plan, setting, join(folder, guest), guest, start), interrupted]);
+    return await Promise.race([moveGuest(plan, setting, join(folder, guest), guest, launch), interrupted]);
   } finally {
     plan.signal.removeEventListener("abort", interrupt);
     for (const child of children.toReversed()) await child.end();
   }
 }
 
+/** Starts a process of one run. */
+type Launch = (name: string, command: readonly string[]) => JsonChild;
+
 async function moveGuest(
   plan: SweepPlan,
   { dirtyPagesPerSecond, channels, compression, congestionControl }: SweepSetting,
   path: string,
   guest: string,
-  start: (...args: string[]) => JsonChild,
+  launch: Launch,
 ): Promise<SweepRun> {
+  const start = (...args: string[]): JsonChild => launch(args[0] ?? "", [...plan.command, ...args, "--json"]);
   // A random-writer of rate 0 would write as fast as it can.
   const workload =
     dirtyPagesPerSecond === 0 ? ["--workload", "idle"] : ["--workload", "random-writer", "--dirty-rate", String(dirtyPagesPerSecond)];
@@ -133,6 +140,7 @@ async function moveGuest(
       ...["--multifd-channels", String(channels), "--multifd-compression", compression, "--congestion-control", congestionControl],
     );
   for (const until = performance.now() + plan.targetWaitMs; ; await sleep(FULL_AGAIN_MS)) {
+    if (plan.prepare !== undefined) await prepare(plan.prepare, launch);
     const run = await migrated(migrate());
     if (run.error?.code !== "ERR_AGENT_FULL") return run;
     if (performance.now() >= until)
@@ -142,6 +150,15 @@ async function moveGuest(
           `or give --target-wait more than its --discard-after (${run.error.message})`,
       );
   }
+}
+
+/** @throws {MigrationError} ERR_PARAMETER: what was to be prepared is not, for this run and every later one */
+async function prepare(command: string, launch: Launch): Promise<void> {
+  const child = launch("prepare", ["sh", "-c", command]);
+  const code = await child.exited;
+  if (code === 0) return;
+  const said = child.stderr.trim();
+  throw new MigrationError("ERR_PARAMETER", `--prepare "${command}" ended with ${code ?? "a signal"}${said === "" ? "" : `: ${said}`}`);
 }
 
 /** Runs one `precopy migrate` to its end. */
