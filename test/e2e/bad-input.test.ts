@@ -53,6 +53,7 @@ describe("bad input gets one clear line, a remedy and an exit code of its own", 
   for (const [name, value] of [
     ["PRECOPY_FAULT", "target.owner=kill"],
     ["PRECOPY_FORGET_DIRTY", "10000"],
+    ["PRECOPY_WITHOUT", "populated-map"],
   ] as const)
     for (const role of ["source", "target"])
       it(`a ${role} in production with a test's ${name} left in its environment`, async () => {
@@ -69,6 +70,14 @@ describe("bad input gets one clear line, a remedy and an exit code of its own", 
     assert.equal(outcome.code, 2, outcome.stderr);
     oneLine(outcome.stderr);
     assert.match(outcome.stderr, /"target\.nowhere" is no fault point; known: source\.setup/);
+  });
+
+  it("an optimisation that is not there", async () => {
+    const args = ["target", "--listen", "127.0.0.1:0", "--socket", `/tmp/precopy-bad-${process.pid}.sock`, "--fault-points"];
+    const outcome = await precopy(args, { env: { PRECOPY_WITHOUT: "zero-check" } });
+    assert.equal(outcome.code, 2, outcome.stderr);
+    oneLine(outcome.stderr);
+    assert.match(outcome.stderr, /"zero-check" is no optimisation; known: deferred-cleanup, vector-zero-check, populated-map/);
   });
 
   it("a peer that is no agent", async () => {

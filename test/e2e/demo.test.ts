@@ -39,6 +39,14 @@ for (const log of ["auto", "barrier"])
     assert.match(stderr, /ERR_VERIFICATION: the dirty log lost \d+ of \d+ pages|ERR_DIGEST_MISMATCH/);
   });
 
+it("demo verifies everything with every optimisation switched off as well", async () => {
+  const { code, stdout, stderr } = await precopy([...SMALL, "--modes", "precopy", "--repeats", "2", "--fault-points"], {
+    env: { PRECOPY_WITHOUT: "deferred-cleanup,vector-zero-check,populated-map" },
+  });
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /0 lost, 0 applied twice/);
+});
+
 it("Ctrl-C in the middle of a demo ends all of its processes", async () => {
   const { code } = await precopy([...SMALL, "--max-bandwidth", "20Mbit"], { signalAfterMs: 6000 });
   assert.equal(code, 8);

@@ -5,7 +5,7 @@ import { PAGE_BYTES, formatBytes } from "@precopy/protocol";
 import { plotCurve } from "../curve-plot.js";
 import type { Bench, BenchRun, Figure, Measurement } from "../define-bench.js";
 import type { Load } from "../peer.js";
-import { guestArgs, migrateOnce, runOf } from "../peers/precopy.js";
+import { UNPROVEN, guestArgs, migrateOnce, runOf } from "../peers/precopy.js";
 import type { Order, Outcome } from "../peers/precopy.js";
 import { spreadOf } from "../spread.js";
 import { warmMemory } from "../warm-memory.js";
@@ -13,8 +13,6 @@ import { SCATTERED_SHARE } from "../workloads/scattered.js";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
-/** As in the setting `default` of the comparison with others. */
-const PARAMETERS = ["--digest", "off"];
 /** Of two agents and all that runs beside them. */
 const SPARE_BYTES = GIB;
 
@@ -97,7 +95,7 @@ async function measure(curve: Curve, { pairs, say }: BenchRun): Promise<Measurem
       await plotCurve({
         name: curve.name,
         title: curve.title,
-        subtitle: `two fresh agents a run, ${PARAMETERS.join(" ")}; median, least and most of ${pairs}`,
+        subtitle: `two fresh agents a run, ${UNPROVEN.join(" ")}; median, least and most of ${pairs}`,
         x: { label: curve.axis, scale: curve.scale },
         points: measured,
         lines: PLOTTED,
@@ -116,7 +114,7 @@ function pointOf(x: number, label: string, load: Partial<Load>, parameters: read
     label,
     memory: whole.memory,
     populated: whole.filled,
-    order: { source: guestArgs(whole), parameters: [...PARAMETERS, ...parameters] },
+    order: { source: guestArgs(whole), parameters: [...UNPROVEN, ...parameters] },
   };
 }
 
@@ -205,7 +203,7 @@ const pageRuns: Curve = {
     order: {
       source: ["--guest", "g", "--memory", String(4 * GIB), "--workload", SCATTERED, "--fill", String(pages * PAGE_BYTES)],
       target: ["--workload", SCATTERED],
-      parameters: PARAMETERS,
+      parameters: UNPROVEN,
     },
   })),
 };

@@ -3,6 +3,7 @@ import { throughputEntries } from "./channel-throughput.js";
 import { curveEntries } from "./curves.js";
 import { demoEntries } from "./demo-migrations.js";
 import { dirtyLogEntries } from "./dirty-log.js";
+import { foundingNfvEntries } from "./founding-nfv.js";
 import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
 import { pauseEntries } from "./pause.js";
@@ -15,6 +16,7 @@ export const entries: readonly Bench[] = [
   ...kernelEntries,
   ...pauseOf100,
   ...curveEntries,
+  ...foundingNfvEntries,
   ...foundingOptionsEntries,
   ...demoEntries,
   ...pauseEntries,

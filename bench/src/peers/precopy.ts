@@ -12,11 +12,12 @@ import { processorSeconds } from "./processor-time.js";
 const SETTLE_MS = 300;
 const LOCAL = ["--listen", "127.0.0.1:0"];
 
-/** `--digest off` is what the others do: none of them hashes anything. */
+/** What the others do: none of them hashes anything. */
+export const UNPROVEN: readonly string[] = ["--digest", "off"];
 const SETTINGS: ReadonlyMap<string, readonly string[]> = new Map([
-  ["default", ["--digest", "off"]],
-  ["1 channel", ["--digest", "off", "--multifd-channels", "1"]],
-  ["4 channels", ["--digest", "off", "--multifd-channels", "4"]],
+  ["default", UNPROVEN],
+  ["1 channel", [...UNPROVEN, "--multifd-channels", "1"]],
+  ["4 channels", [...UNPROVEN, "--multifd-channels", "4"]],
   ["proven", ["--digest", "on", "--audit", "on"]],
 ]);
 
@@ -26,6 +27,8 @@ export interface Order {
   readonly source: readonly string[];
   readonly target?: readonly string[];
   readonly parameters: readonly string[];
+  /** Of both agents, beside this process's own. */
+  readonly environment?: Readonly<Record<string, string>>;
 }
 
 export interface Outcome {
@@ -48,26 +51,27 @@ export function guestArgs({ memory, filled, zeroed, dirtyRate, workingSet }: Omi
  * @param ready called when the guest runs under its load, right before it is moved.
  * @throws {Error} if it did not complete
  */
-export async function migrateOnce({ source: guest, target: there = [], parameters }: Order, ready: () => void): Promise<Outcome> {
+export async function migrateOnce(order: Order, ready: () => void): Promise<Outcome> {
   const folder = mkdtempSync(join(tmpdir(), "precopy-bench-"));
   const children: JsonChild[] = [];
-  const start = (name: string, ...args: string[]): JsonChild => {
-    const child = new JsonChild(name, [process.execPath, PRECOPY, ...args, "--json"]);
+  const variables = Object.entries(order.environment ?? {}).map(([name, value]) => `${name}=${value}`);
+  const start = (name: string, ...args: readonly string[]): JsonChild => {
+    const child = new JsonChild(name, ["env", ...variables, process.execPath, PRECOPY, ...args, "--json"]);
     children.push(child);
     return child;
   };
-  const agent = (name: string, role: string, ...args: readonly string[]): JsonChild =>
-    start(name, role, ...LOCAL, "--name", name, "--socket", join(folder, `${name}.sock`), "--state-dir", join(folder, name), ...args);
+  const agent = (role: string, ...args: readonly string[]): JsonChild =>
+    start(role, role, ...LOCAL, "--name", role, "--socket", join(folder, `${role}.sock`), "--state-dir", join(folder, role), ...args);
   try {
-    const target = agent("target", "target", ...there);
+    const target = agent("target", ...(order.target ?? []));
     const { listen } = await target.expect("listening");
-    const source = agent("source", "source", ...guest);
+    const source = agent("source", ...order.source);
     await source.expect("running");
     await sleep(SETTLE_MS);
     ready();
     const spent = (): readonly [number, number] => [processorSeconds(source.pid ?? -1), processorSeconds(target.pid ?? -1)];
     const before = spent();
-    const migrate = start("migrate", "migrate", String(listen), "--socket", join(folder, "source.sock"), ...parameters);
+    const migrate = start("migrate", "migrate", String(listen), "--socket", join(folder, "source.sock"), ...order.parameters);
     const report = (await migrate.expect("done"))["report"] as MigrationReport; // what `migrate --json` of this release prints
     const after = spent();
     return { report, cpuSource: after[0] - before[0], cpuTarget: after[1] - before[1] };

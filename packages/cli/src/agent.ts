@@ -19,6 +19,7 @@ import { bootId } from "@precopy/linux";
 import { MigrationError, formatAddress, guestTag, isLoopback, macOf, parseAddress } from "@precopy/protocol";
 import type { Address, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
 import { SourceAgent } from "@precopy/source-agent";
+import type { SourceSwitches } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
 import { AgentPort, ChannelThreads, askWhoOwns, choosePump } from "@precopy/transport";
 import type { Logger } from "pino";
@@ -26,7 +27,7 @@ import { RELEASE } from "./args.js";
 import type { AgentOptions, GuestOptions } from "./args.js";
 import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import { Discard } from "./discard.js";
-import { forgetDirtyEvery, reachPoint } from "./fault-points.js";
+import { forgetDirtyEvery, reachPoint, switchedOff } from "./fault-points.js";
 import { Lease } from "./lease.js";
 import { rehearse } from "./rehearsal.js";
 import type { AgentStatus } from "./render.js";
@@ -58,6 +59,7 @@ export class Agent {
     options: AgentOptions,
     host: GuestHost,
     channelThreads: ChannelThreads,
+    switches: SourceSwitches,
     reach: (point: string) => Promise<void>,
     log: Logger,
   ) {
@@ -71,7 +73,7 @@ export class Agent {
     this.#arbiter = options.arbiter === undefined ? undefined : { arbiter: new FileArbiter(options.arbiter), owner };
     const roles = { registry: this.#registry, guests: host, threads: channelThreads, release: RELEASE, arbiter: this.#arbiter, reach };
     this.#source = new SourceAgent(
-      { ...roles, onEvent: (event) => this.#publish(event), address: () => this.#port?.address },
+      { ...roles, ...switches, onEvent: (event) => this.#publish(event), address: () => this.#port?.address },
       () => this.address,
     );
     this.#target = new TargetAgent({
@@ -123,17 +125,23 @@ export class Agent {
     // Before there is a thread: a refusal ends the process at once.
     const reach = reachPoint(process.env, options.hasFaultPoints);
     const forgetEvery = forgetDirtyEvery(process.env, options.hasFaultPoints);
+    const without = switchedOff(process.env, options.hasFaultPoints);
     const workloads = new WorkloadCatalogue();
     if (options.workloads.directory !== undefined) workloads.addDirectory(options.workloads.directory);
     for (const { name, file } of options.workloads.files) workloads.add(name, file);
     const dirtyLog = chooseDirtyLog(options.dirtyLog, log);
     if (forgetEvery > 0) log.warn({ forgetEvery }, "PRECOPY_FORGET_DIRTY is set: the dirty log loses pages on purpose");
+    if (without.size > 0) log.warn({ without: [...without] }, "PRECOPY_WITHOUT is set: optimisations are switched off on purpose");
+    const switches: SourceSwitches = {
+      zeroCheck: without.has("vector-zero-check") ? "scalar" : "vector",
+      isCleanUpDeferred: !without.has("deferred-cleanup"),
+    };
     const threads = new VcpuThreads(READY_VCPUS);
     const channelThreads = new ChannelThreads();
     const host: GuestHost = {
       segments: new SegmentPool(),
       threads,
-      memory: new MemoryService(forgetEvery),
+      memory: new MemoryService({ forgetEvery, firstList: without.has("populated-map") ? "all" : "populated" }),
       workloads,
       dirtyLog,
       onGuestFailure: (guest, error) => log.error({ guest, err: error, code: error.code, remedy: error.remedy }, "the guest failed"),
@@ -144,11 +152,11 @@ export class Agent {
         return new Nic({ access, at: 0, mac: device.mac, backend, wakeGuest });
       },
     };
-    const agent = new Agent(options, host, channelThreads, reach, log);
+    const agent = new Agent(options, host, channelThreads, switches, reach, log);
     try {
       await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
       // No rehearsal is worth an agent that does not start.
-      await rehearse(host, channelThreads, choosePump(options.pump), RELEASE).catch((error: unknown) =>
+      await rehearse(host, channelThreads, choosePump(options.pump), RELEASE, switches).catch((error: unknown) =>
         log.warn({ err: error }, "the rehearsal failed"),
       );
       agent.#port = await AgentPort.listen(

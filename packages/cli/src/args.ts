@@ -84,7 +84,7 @@ export interface AgentOptions extends AgentSelection {
   /** How long a guest that arrived runs here before it is ended; undefined: it stays. */
   readonly discardAfterMs: number | undefined;
   readonly isJson: boolean;
-  /** A test's environment may make it fail on purpose; see fault-points.ts. */
+  /** Its environment may make it fail, or slower, on purpose; see fault-points.ts. */
   readonly hasFaultPoints: boolean;
 }
 
@@ -339,7 +339,7 @@ function vcpusOf(selected: readonly string[], vcpus = selected.length): string[]
 const jsonOption = () => new Option("--json", "write JSON, one object a line (default: text)");
 /** For tests only, and therefore not in --help. */
 const faultPointsOption = () =>
-  new Option("--fault-points", "obey PRECOPY_FAULT and PRECOPY_FORGET_DIRTY (default: refuse them)").hideHelp();
+  new Option("--fault-points", "obey PRECOPY_FAULT, PRECOPY_FORGET_DIRTY and PRECOPY_WITHOUT (default: refuse them)").hideHelp();
 const insecureOption = () => new Option("--insecure", "accept unauthenticated peers on an address beyond loopback (default: refuse)");
 const reportOption = (what: string) => option("--report <FILE>", `write ${what} to this file as JSON (default: none)`, parseText);
 const dirtyLogOption = () =>

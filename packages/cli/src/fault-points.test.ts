@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { FAULT_POINTS, forgetDirtyEvery, parseFaults, reachPoint } from "./fault-points.js";
+import { FAULT_POINTS, OPTIMISATIONS, forgetDirtyEvery, parseFaults, reachPoint, switchedOff } from "./fault-points.js";
 
 /** Faults of an environment, and what they did. */
 function faults(environment: Record<string, string>, isAllowed = true) {
@@ -12,15 +12,15 @@ function faults(environment: Record<string, string>, isAllowed = true) {
     announce: ({ type, point }) => seen.push(`${type} ${point}`),
     kill: () => seen.push("killed"),
   });
-  return { reach, seen, forgetEvery: forgetDirtyEvery(environment, isAllowed) };
+  return { reach, seen, forgetEvery: forgetDirtyEvery(environment, isAllowed), without: [...switchedOff(environment, isAllowed)] };
 }
 const refusal = (message: RegExp) => ({ name: "MigrationError", code: "ERR_PARAMETER", message });
 
 describe("an agent in production", () => {
-  it("starts without faults, and no point does anything", async () => {
-    const { reach, seen, forgetEvery } = faults({}, false);
+  it("starts without faults and with every optimisation, and no point does anything", async () => {
+    const { reach, seen, forgetEvery, without } = faults({}, false);
     for (const point of FAULT_POINTS) await reach(point);
-    assert.deepEqual([forgetEvery, seen], [0, []]);
+    assert.deepEqual([forgetEvery, without, seen], [0, [], []]);
   });
 
   for (const [name, value] of [
@@ -28,6 +28,8 @@ describe("an agent in production", () => {
     ["PRECOPY_FAULT", "nonsense"],
     ["PRECOPY_FORGET_DIRTY", "10000"],
     ["PRECOPY_FORGET_DIRTY", "0"],
+    ["PRECOPY_WITHOUT", "populated-map"],
+    ["PRECOPY_WITHOUT", "nonsense"],
   ] as const)
     it(`refuses to start with ${name}=${value} left in its environment`, () => {
       assert.throws(() => faults({ [name]: value }, false), refusal(new RegExp(`^${name} is set, .* add --fault-points$`)));
@@ -56,9 +58,24 @@ describe("what is not understood is refused, with what is known", () => {
       assert.throws(() => faults({ PRECOPY_FAULT: text }), refusal(message));
     });
 
+  for (const text of ["zero-check", "populated-map,zero-check", "Populated-Map", "all"])
+    it(`PRECOPY_WITHOUT=${text}`, () => {
+      const message = /" is no optimisation; known: deferred-cleanup, vector-zero-check, populated-map$/;
+      assert.throws(() => faults({ PRECOPY_WITHOUT: text }), refusal(message));
+    });
+
   it("PRECOPY_FORGET_DIRTY=often", () => {
     assert.throws(() => faults({ PRECOPY_FORGET_DIRTY: "often" }), refusal(/"often" is no whole number/));
   });
+});
+
+it("each optimisation can be switched off, alone or with others, with spaces and a comma behind the last", () => {
+  for (const name of OPTIMISATIONS) assert.deepEqual(faults({ PRECOPY_WITHOUT: name }).without, [name]);
+  assert.deepEqual(faults({ PRECOPY_WITHOUT: OPTIMISATIONS.join(",") }).without, OPTIMISATIONS);
+  assert.deepEqual(faults({ PRECOPY_WITHOUT: "populated-map, deferred-cleanup,populated-map," }).without, [
+    "populated-map",
+    "deferred-cleanup",
+  ]);
 });
 
 it("several faults stand in one text, with spaces and a semicolon behind the last", () => {

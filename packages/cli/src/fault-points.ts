@@ -63,11 +63,17 @@ export const parseFaults = (text: string): readonly Fault[] =>
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
+/** What each does to an agent, on purpose. */
+const PURPOSES = {
+  PRECOPY_FAULT: "fail on purpose for a test",
+  PRECOPY_FORGET_DIRTY: "fail on purpose for a test",
+  PRECOPY_WITHOUT: "slower on purpose for a bench",
+} as const;
+
 /** A production agent must not obey an environment variable that somebody left behind. @throws {MigrationError} ERR_PARAMETER */
-function valueOf(name: "PRECOPY_FAULT" | "PRECOPY_FORGET_DIRTY", environment: Environment, isAllowed: boolean): string {
+function valueOf(name: keyof typeof PURPOSES, environment: Environment, isAllowed: boolean): string {
   const value = environment[name] ?? "";
-  if (value !== "" && !isAllowed)
-    refuse(`${name} is set, which makes an agent fail on purpose for a test: unset it, or add --fault-points`);
+  if (value !== "" && !isAllowed) refuse(`${name} is set, which makes an agent ${PURPOSES[name]}: unset it, or add --fault-points`);
   return value;
 }
 
@@ -80,6 +86,30 @@ export function forgetDirtyEvery(environment: Environment, isAllowed: boolean): 
   const value = valueOf("PRECOPY_FORGET_DIRTY", environment, isAllowed);
   if (!/^\d{0,9}$/.test(value)) refuse(`PRECOPY_FORGET_DIRTY: "${value}" is no whole number`);
   return Number(value);
+}
+
+/** What an agent may be made to do without, to measure what each saves. */
+export const OPTIMISATIONS = [
+  "deferred-cleanup", // channels and dirty log are ended in the pause, before COMMIT, and not when the guest runs at the target
+  "vector-zero-check", // pages are looked at a word at a time, in JavaScript
+  "populated-map", // the first round considers every page, memory included that was never populated
+] as const;
+export type Optimisation = (typeof OPTIMISATIONS)[number];
+const isOptimisation = (text: string): text is Optimisation => OPTIMISATIONS.some((name) => name === text);
+
+/**
+ * PRECOPY_WITHOUT=NAME[,NAME...] switches optimisations of the source off; empty without it.
+ * @param isAllowed `--fault-points` was given.
+ * @throws {MigrationError} ERR_PARAMETER if it was not, and for a name that is not known.
+ */
+export function switchedOff(environment: Environment, isAllowed: boolean): ReadonlySet<Optimisation> {
+  const names = valueOf("PRECOPY_WITHOUT", environment, isAllowed)
+    .split(",")
+    .map((name) => name.trim())
+    .filter((name) => name !== "");
+  const known = (name: string): Optimisation =>
+    isOptimisation(name) ? name : refuse(`PRECOPY_WITHOUT: "${name}" is no optimisation; known: ${OPTIMISATIONS.join(", ")}`);
+  return new Set(names.map(known));
 }
 
 /** What faults do to this process. */

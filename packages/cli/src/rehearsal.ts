@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { Guest, GuestRegistry, Journal, MemoryService, SegmentPool, layOutGuest } from "@precopy/guest";
 import type { GuestHost } from "@precopy/guest";
 import { SourceAgent } from "@precopy/source-agent";
+import type { SourceSwitches } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
 import { AgentPort } from "@precopy/transport";
 import type { ChannelThreads, PumpKind } from "@precopy/transport";
@@ -17,7 +18,13 @@ const PASSES = 3;
  * otherwise runs, with a guest standing still, through code that the engine has never compiled (docs/adr/0008).
  * @param host this agent's; its threads are the ones to be warmed. Nothing of the rehearsal stays in it.
  */
-export async function rehearse(host: GuestHost, channelThreads: ChannelThreads, pump: PumpKind, release: string): Promise<void> {
+export async function rehearse(
+  host: GuestHost,
+  channelThreads: ChannelThreads,
+  pump: PumpKind,
+  release: string,
+  switches: SourceSwitches,
+): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "precopy-rehearsal-"));
   const memory = new MemoryService();
   const segments = new SegmentPool();
@@ -53,7 +60,8 @@ export async function rehearse(host: GuestHost, channelThreads: ChannelThreads, 
     for (let pass = 0; pass < PASSES; pass++) {
       const role = roles[pass % 2];
       const port = ports[(pass + 1) % 2];
-      if (role !== undefined && port !== undefined) await new SourceAgent(role, () => port.address).migrate(port.address, { pump });
+      if (role !== undefined && port !== undefined)
+        await new SourceAgent({ ...role, ...switches }, () => port.address).migrate(port.address, { pump });
     }
   } finally {
     for (const port of ports) await port.close();

@@ -57,6 +57,16 @@ describe("RoundStats", () => {
     assert.equal(bandwidth(stats), 100_000_000);
   });
 
+  it("forecasts by the fastest it has seen while no round has told the bandwidth, and by the bandwidth as soon as one has", () => {
+    const stats = after();
+    round(stats, 25_000, 2 ** 20, 100_000_000, 1000); // looked at 4 GiB of zeros meanwhile
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [undefined, 10]);
+    round(stats, 2500, 0, 10_000_000, 10); // too short for a bandwidth, and faster
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [undefined, 1]);
+    round(stats, 25_000, 0, 100_000_000, 1000); // slower, and long enough to tell
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [100_000_000, 10]);
+  });
+
   it("forecasts pages at the ratio to which the last ones were compressed, and at full size before any was sent", () => {
     const stats = after([100_000_000, 100]);
     assert.equal(stats.pagesMs(1000), (1000 * PAGE_BYTES) / 1e6);

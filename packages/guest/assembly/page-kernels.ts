@@ -1,12 +1,13 @@
 // Kernels that run in place on one segment of guest memory (AssemblyScript, built to dist/page-kernels.wasm).
 // They only read guest memory; what they keep between calls are this instance's globals.
+// A segment may have all 4 GiB, and then the end of its last page is address 0: ends are compared by `!=`, never by `<`.
 
 const PAGE: usize = 4096;
 
 /** 1 if the 4 KiB at `at` are all zero. Reads 256 bytes between two tests, so a page that starts with data costs almost nothing. */
 export function isZero(at: usize): i32 {
   const end = at + PAGE;
-  while (at < end) {
+  while (at != end) {
     let any = v128.load(at);
     any = v128.or(any, v128.load(at, 16));
     any = v128.or(any, v128.load(at, 32));
@@ -79,9 +80,9 @@ function hash(at: usize): u64 {
   let key = i64x2(0x9fb21c651e98df25, 0xd6e8feb86659fd93);
   const step = i64x2(0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f);
   const end = at + PAGE;
-  while (at < end) {
+  while (at != end) {
     const block = at + 1024;
-    while (at < block) {
+    while (at != block) {
       a = accumulate(a, v128.load(at), key);
       b = accumulate(b, v128.load(at, 16), v128.not(key));
       c = accumulate(c, v128.load(at, 32), key);
@@ -143,7 +144,7 @@ export function hashPage(at: usize): u32 {
 export function fillRandom(at: usize, bytes: usize, seed: u64): void {
   let x = seed | 1;
   const end = at + bytes;
-  while (at < end) {
+  while (at != end) {
     x ^= x << 13;
     x ^= x >> 7;
     x ^= x << 17;

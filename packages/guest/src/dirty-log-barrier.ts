@@ -1,6 +1,6 @@
 import { MigrationError } from "@precopy/protocol";
 import type { Bitmap } from "./bitmap.js";
-import type { DirtyLog } from "./dirty-log.js";
+import type { DirtyLog, FirstList } from "./dirty-log.js";
 
 /** Shared words of one guest's barrier; goes through postMessage. */
 export interface SharedBarrier {
@@ -45,11 +45,13 @@ export class BarrierDirtyLog implements DirtyLog {
   readonly kind = "barrier";
   readonly #marks: Uint32Array;
   readonly #populated: Uint32Array;
+  readonly #firstList: FirstList;
   #isArmed = false;
 
-  constructor({ marks, populated }: SharedBarrier) {
+  constructor({ marks, populated }: SharedBarrier, firstList: FirstList = "populated") {
     this.#marks = marks;
     this.#populated = populated;
+    this.#firstList = firstList;
   }
 
   start(into: Bitmap): void {
@@ -60,6 +62,7 @@ export class BarrierDirtyLog implements DirtyLog {
       if (Atomics.load(this.#marks, word) !== 0) Atomics.exchange(this.#marks, word, 0);
       into.words[word]! |= Atomics.load(this.#populated, word);
     }
+    if (this.#firstList === "all") into.setRun(0, into.pages);
   }
 
   collect(into: Bitmap): void {

@@ -2,7 +2,7 @@ import { PagemapScanner, WriteProtection, addressOf, hostPageBytes, isLinuxAvail
 import type { AddressRange } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { Bitmap } from "./bitmap.js";
-import type { DirtyLog } from "./dirty-log.js";
+import type { DirtyLog, FirstList } from "./dirty-log.js";
 import { newSharedMemory } from "./webassembly.js";
 
 /**
@@ -12,11 +12,13 @@ import { newSharedMemory } from "./webassembly.js";
 export class MmuDirtyLog implements DirtyLog {
   readonly kind = "mmu";
   readonly #ranges: readonly AddressRange[];
+  readonly #firstList: FirstList;
   #armed: { readonly protection: WriteProtection; readonly scanner: PagemapScanner } | undefined;
 
   /** @param ranges page-aligned, in the order of the page index. */
-  constructor(ranges: readonly AddressRange[]) {
+  constructor(ranges: readonly AddressRange[], firstList: FirstList = "populated") {
     this.#ranges = ranges;
+    this.#firstList = firstList;
   }
 
   start(into: Bitmap): void {
@@ -31,7 +33,8 @@ export class MmuDirtyLog implements DirtyLog {
     try {
       // Fresh from registration nothing is protected, so every populated page counts as written: this scan lists and arms at once.
       // A page mapped to the kernel's page of zeros is armed by it and holds nothing to send.
-      this.#take(into, false);
+      if (this.#firstList === "populated") this.#take(into, false);
+      else this.#takeAll(into);
     } catch (error) {
       this.stop();
       throw error;
@@ -42,6 +45,12 @@ export class MmuDirtyLog implements DirtyLog {
     if (this.#armed === undefined) throw new MigrationError("ERR_NOT_TRACKING", "collect() before start()");
     // From here on a page of zeros may stand where data was sent before, so it is listed like any other.
     this.#take(into, true);
+  }
+
+  /** Protected while it is still unpopulated, or else the next collection would list all that the sender is about to read. */
+  #takeAll(into: Bitmap): void {
+    this.#armed?.protection.protectAll(this.#ranges);
+    into.setRun(0, into.pages);
   }
 
   #take(into: Bitmap, mayListZeroPages: boolean): void {

@@ -3,12 +3,18 @@ import type { Bitmap } from "./bitmap.js";
 /** mmu: the page tables tell. barrier: the writer tells. */
 export type DirtyLogKind = "mmu" | "barrier";
 
+/**
+ * What `start` lists. populated: what may be other than zero, as the page tables or the map of pages ever written tell. all: every page there is,
+ * as if nobody knew; to measure what knowing saves.
+ */
+export type FirstList = "populated" | "all";
+
 /** Who knows which pages were written. One collector owns it; it is called from one thread. */
 export interface DirtyLog {
   readonly kind: DirtyLogKind;
   /**
    * Arms the log, and adds to `into` every page that may be other than zero, in one atomic step: a write is in `into` or in the next
-   * collection. Pages the guest never touched are neither listed nor read.
+   * collection. Pages the guest never touched are neither listed nor read, unless the log was made to list all.
    * @throws {MigrationError} ERR_ALREADY_TRACKING on a second start, ERR_SYSTEM_CALL
    */
   start(into: Bitmap): void;

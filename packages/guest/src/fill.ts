@@ -6,6 +6,9 @@ import type { WorkloadContext } from "./workload.js";
 /** What a filled page holds: random does not compress, text compresses about three to one, zeros are written and then all zero. */
 export const FILL_KINDS = ["random", "text", "zeros"] as const;
 
+/** Cut at multiples of this: the kernel counts bytes in 32 bits, and a full segment would be none. */
+const PIECE_BYTES = SEGMENT_BYTES / 2;
+
 /** Text-like data: a third of each page random, the rest repeated from it. */
 function fillText(context: WorkloadContext, start: number, bytes: number): void {
   const page = Buffer.alloc(PAGE_BYTES);
@@ -34,7 +37,7 @@ export function fillRegion(context: WorkloadContext): void {
   if (kind !== "random") throw new MigrationError("ERR_PARAMETER", `fillKind ${String(kind)}: ${FILL_KINDS.join(", ")}`);
   const kernels = pageKernels(memory);
   for (let at = start; at < start + bytes; ) {
-    const piece = Math.min(start + bytes, (Math.floor(at / SEGMENT_BYTES) + 1) * SEGMENT_BYTES) - at;
+    const piece = Math.min(start + bytes, (Math.floor(at / PIECE_BYTES) + 1) * PIECE_BYTES) - at;
     kernels[Math.floor(at / SEGMENT_BYTES)]?.fillRandom(at % SEGMENT_BYTES, piece, BigInt(at + 1) * 0x9e3779b97f4a7c15n);
     context.memory.wrote(at, piece);
     at += piece;

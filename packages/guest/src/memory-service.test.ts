@@ -26,11 +26,11 @@ async function withService(
   kind: keyof typeof KINDS,
   bytes: number,
   use: (served: Served) => Promise<void>,
-  forgetEvery = 0,
+  options: ConstructorParameters<typeof MemoryService>[0] = {},
 ): Promise<void> {
   const memory = GuestMemory.allocate(bytes, pool);
   const barrier = kind === "barrier" ? allocateBarrier(memory.pages) : undefined;
-  const service = new MemoryService(forgetEvery);
+  const service = new MemoryService(options);
   try {
     await service.attach(memory, barrier);
     const pagesOf: Served["pagesOf"] = async (call) => {
@@ -109,7 +109,26 @@ for (const kind of ["barrier", "mmu"] as const)
           for (let page = 0; page < 10; page++) access.storeU32(page * PAGE_BYTES, 1);
           assert.deepEqual(await pagesOf((into) => service.collect(into)), [0, 1, 2, 4, 5, 6, 8, 9]);
         },
-        4,
+        { forgetEvery: 4 },
+      ));
+
+    it("lists every page at the start if it was made to, and after that only what is written, however much of it is read", () =>
+      withService(
+        kind,
+        MIB,
+        async ({ service, memory, access, pagesOf }) => {
+          access.storeU32(3 * PAGE_BYTES, 1);
+          const all = Array.from({ length: memory.pages }, (_, page) => page);
+          for (let migration = 1; migration <= 2; migration++) {
+            assert.deepEqual(await pagesOf((into) => service.start(into)), all);
+            for (const page of all) assert.equal(access.loadU32(page * PAGE_BYTES), page === 3 ? 1 : 0);
+            assert.deepEqual(await pagesOf((into) => service.collect(into)), []);
+            for (const page of [3, 100, 255]) access.storeU32(page * PAGE_BYTES, page === 3 ? 1 : 0);
+            assert.deepEqual(await pagesOf((into) => service.collect(into)), [3, 100, 255]);
+            await service.stop();
+          }
+        },
+        { firstList: "all" },
       ));
   });
 

@@ -4,20 +4,20 @@ import type { AuditResult } from "@precopy/protocol";
 import type { Bitmap } from "./bitmap.js";
 import type { SharedBarrier } from "./dirty-log-barrier.js";
 import type { GuestMemory } from "./guest-memory.js";
-import type { MemoryReply, MemoryTask } from "./memory-thread.js";
+import type { DirtyLogOptions, MemoryReply, MemoryTask } from "./memory-thread.js";
 import type { HashTable } from "./page-hashes.js";
 
 /** The main thread's end of memory-thread.ts: the dirty log of the guest here, its audit, and its end. One task after another. */
 export class MemoryService {
   readonly #thread = new NativeThread(new URL("./memory-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
   readonly #waiting = new Map<number, { resolve: (reply: MemoryReply & { ok: true }) => void; reject: (error: Error) => void }>();
-  readonly #forgetEvery: number;
+  readonly #options: DirtyLogOptions;
   #id = 0;
   #end: MigrationError | undefined;
 
-  /** @param forgetEvery 0, or how many written pages it takes until the dirty log loses one: only to see that it is found out. */
-  constructor(forgetEvery = 0) {
-    this.#forgetEvery = forgetEvery;
+  /** @param options by default the dirty log loses nothing, and lists what is populated. */
+  constructor({ forgetEvery = 0, firstList = "populated" }: Partial<DirtyLogOptions> = {}) {
+    this.#options = { forgetEvery, firstList };
     this.#thread.on("message", (reply: MemoryReply) => {
       const pending = this.#waiting.get(reply.id);
       this.#waiting.delete(reply.id);
@@ -35,7 +35,7 @@ export class MemoryService {
 
   /** The guest whose memory the other calls mean. @param barrier given for the barrier log, undefined for mmu. */
   async attach(memory: GuestMemory, barrier: SharedBarrier | undefined): Promise<void> {
-    await this.#perform({ task: "attach", memory: memory.share(), barrier, forgetEvery: this.#forgetEvery });
+    await this.#perform({ task: "attach", memory: memory.share(), barrier, ...this.#options });
   }
 
   /** See DirtyLog.start. `into` belongs to the dirty log until this resolves with the ms it took. */

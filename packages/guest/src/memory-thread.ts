@@ -7,15 +7,22 @@ import { BarrierDirtyLog } from "./dirty-log-barrier.js";
 import type { SharedBarrier } from "./dirty-log-barrier.js";
 import { ForgetfulDirtyLog } from "./dirty-log-forgetful.js";
 import { MmuDirtyLog } from "./dirty-log-mmu.js";
-import type { DirtyLog } from "./dirty-log.js";
+import type { DirtyLog, FirstList } from "./dirty-log.js";
 import { GuestMemory } from "./guest-memory.js";
 import type { SharedMemory } from "./guest-memory.js";
 import { PageHashes } from "./page-hashes.js";
 import type { HashTable } from "./page-hashes.js";
 
+/** What tests and benches may ask of a dirty log. */
+export interface DirtyLogOptions {
+  /** 0, or how many written pages it takes until the dirty log loses one: only to see that it is found out. */
+  readonly forgetEvery: number;
+  readonly firstList: FirstList;
+}
+
 /** Everything that walks a whole guest: it runs here, so that the main thread goes on serving control and network card. */
 export type MemoryTask =
-  | { readonly task: "attach"; readonly memory: SharedMemory; readonly barrier: SharedBarrier | undefined; readonly forgetEvery: number }
+  | ({ readonly task: "attach"; readonly memory: SharedMemory; readonly barrier: SharedBarrier | undefined } & DirtyLogOptions)
   | { readonly task: "start" | "collect"; readonly into: Uint32Array }
   | { readonly task: "stop" | "free" | "detach" }
   | { readonly task: "audit"; readonly hashes: HashTable };
@@ -78,9 +85,10 @@ function perform(request: MemoryTask): AuditResult | undefined {
   switch (request.task) {
     case "attach": {
       if (memory !== undefined) throw new MigrationError("ERR_INTERNAL", "The memory of another guest is attached");
+      const { barrier, forgetEvery, firstList } = request;
       memory = new GuestMemory(request.memory);
-      log = request.barrier === undefined ? new MmuDirtyLog(memory.ranges()) : new BarrierDirtyLog(request.barrier);
-      if (request.forgetEvery > 0) log = new ForgetfulDirtyLog(log, request.forgetEvery, memory.pages);
+      log = barrier === undefined ? new MmuDirtyLog(memory.ranges(), firstList) : new BarrierDirtyLog(barrier, firstList);
+      if (forgetEvery > 0) log = new ForgetfulDirtyLog(log, forgetEvery, memory.pages);
       return undefined;
     }
     case "start":

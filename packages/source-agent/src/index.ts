@@ -1,2 +1,2 @@
-export type { SourceAgentOptions } from "./outgoing-migration.js";
+export type { SourceAgentOptions, SourceSwitches } from "./outgoing-migration.js";
 export { SourceAgent } from "./source-agent.js";

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { endianness } from "node:os";
 import { Migration, SourceHandover } from "@precopy/engine";
 import type { FinalState, SwitchResult } from "@precopy/engine";
-import type { Arbiter, Guest, GuestHost, GuestRegistry, HashTable } from "@precopy/guest";
+import type { Arbiter, Guest, GuestHost, GuestRegistry, HashTable, ZeroCheck } from "@precopy/guest";
 import {
   ADMISSION_TIMEOUT_MS,
   ARRIVAL_REPORT_TIMEOUT_MS,
@@ -42,7 +42,15 @@ import type { Attempt } from "./control-link.js";
 import { PageLink } from "./page-link.js";
 import type { LinkEvent } from "./page-link.js";
 
-export interface SourceAgentOptions {
+/** What an agent can be made to do without, to measure what it saves; all on by default. */
+export interface SourceSwitches {
+  /** Default vector. */
+  readonly zeroCheck?: ZeroCheck;
+  /** Default true: page channels and dirty log are ended when the guest runs at the target. False: in the pause, before COMMIT. */
+  readonly isCleanUpDeferred?: boolean;
+}
+
+export interface SourceAgentOptions extends SourceSwitches {
   readonly registry: GuestRegistry;
   readonly guests: GuestHost;
   readonly threads: ChannelThreads;
@@ -276,6 +284,7 @@ export class OutgoingMigration {
           hashes: this.#hashes,
           compression: parameters.multifdCompression,
           congestionControl: parameters.congestionControl,
+          zeroCheck: this.#options.zeroCheck ?? "vector",
         });
         return { channel: opened, stored };
       },
@@ -342,6 +351,16 @@ export class OutgoingMigration {
     const answer = await this.#prepared;
     if (answer?.digest !== expected || answer.epoch !== this.epoch)
       throw new MigrationError("ERR_DIGEST_MISMATCH", `Image digest ${String(expected)} here, ${String(answer?.digest)} at the target`);
+    if (this.#options.isCleanUpDeferred === false) await this.#endTransfer(link);
+  }
+
+  /**
+   * The target has every page, and the guest stands still: whoever owns it then, this attempt sends and collects nothing any more. Memory and
+   * vCPUs stay until the guest runs there.
+   */
+  async #endTransfer(link: PageLink): Promise<void> {
+    await link.stop(new MigrationError("ERR_LINK_LOST", "Every page is at the target"));
+    await this.#options.guests.memory.stop();
   }
 
   async #commit(control: ControlLink): Promise<void> {

@@ -1,6 +1,6 @@
 import { Socket } from "node:net";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
-import type { HashTable, SharedMemory } from "@precopy/guest";
+import type { HashTable, SharedMemory, ZeroCheck } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
 import type { ErrorCode, PacketHeader } from "@precopy/protocol";
 import { LaneTable } from "./lane-table.js";
@@ -35,6 +35,8 @@ export type ToChannel =
       readonly compression: "none" | "lz4";
       /** Default auto; a name is the direct pump's to set. */
       readonly congestionControl?: string;
+      /** Default vector. */
+      readonly zeroCheck?: ZeroCheck;
     } & ChannelSetup)
   | ({ readonly type: "receive"; readonly answer: Uint8Array; readonly populated: Uint32Array } & ChannelSetup)
   | {
@@ -114,7 +116,8 @@ export class ChannelEnd {
         ? new DirectSendPump(setup.fd, memory, mayGoOn, setup.congestionControl)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
-    const source = { memory, hashes: this.#hashes, lanes: new LaneTable(setup.lanes).lanes, compression: setup.compression };
+    const { compression, zeroCheck = "vector" } = setup;
+    const source = { memory, hashes: this.#hashes, lanes: new LaneTable(setup.lanes).lanes, compression, zeroCheck };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
     this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }

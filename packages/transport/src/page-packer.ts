@@ -1,5 +1,5 @@
 import { zeroDetector } from "@precopy/guest";
-import type { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
+import type { Bitmap, GuestMemory, PageHashes, ZeroCheck } from "@precopy/guest";
 import {
   BLOCK_PAGES,
   HEADER_BYTES,
@@ -55,6 +55,8 @@ export interface PackerSource {
   /** How many there are; each round names those it sends. */
   readonly lanes: number;
   readonly compression: "none" | "lz4";
+  /** Default vector. */
+  readonly zeroCheck?: ZeroCheck;
 }
 
 /** Turns a round's bitmap into packets of the lanes a channel carries: zero pages as runs, the others as runs and bytes. */
@@ -82,7 +84,7 @@ export class PagePacker {
   constructor(source: PackerSource, pump: SendPump) {
     this.#source = source;
     this.#pump = pump;
-    this.#forEachContents = zeroDetector(source.memory);
+    this.#forEachContents = zeroDetector(source.memory, source.zeroCheck);
     this.#starts = new Float64Array(source.lanes);
   }
 
