@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { ABORT_TELL_MS, ACTIVE_TIMEOUT_MS, ASK_AGAIN_MS, MigrationError } from "@precopy/protocol";
 import type { Address } from "@precopy/protocol";
 import { ControlChannel } from "@precopy/transport";
@@ -10,10 +11,7 @@ import type { Attempt } from "./control-link.js";
 export async function tellAborted(to: Address, attempt: Attempt, reason: MigrationError, signal: AbortSignal): Promise<void> {
   for (const until = performance.now() + ABORT_TELL_MS; performance.now() < until && !signal.aborted; ) {
     if (await hasHeard(to, attempt, reason, signal).catch(() => false)) return;
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, ASK_AGAIN_MS);
-      signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
-    });
+    await sleep(ASK_AGAIN_MS, undefined, { signal }).catch(() => {}); // aborted: the loop ends
   }
 }
 
