@@ -26,6 +26,8 @@ export interface PeerRun {
   /** Processor time of each side from the command to completion, s. */
   readonly cpuSource: number;
   readonly cpuTarget: number;
+  /** Of the work that was due by the load's rate, what the guest did while it moved; undefined for an idle one, and if the peer does not tell. */
+  readonly workShare?: number | undefined;
   /** Where the pause went, ms, by the peer's own names; undefined if it does not tell. */
   readonly parts?: object | undefined;
 }

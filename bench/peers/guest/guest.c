@@ -1,6 +1,7 @@
 /*
- * The work of the guest. The command line has four numbers: pages to fill with random data, pages to write zeros to, pages to dirty a
- * second, and how many of the filled pages these are taken from. The first tick comes when filling is done.
+ * The work of the guest. The command line has five numbers: pages to fill with random data, pages to write zeros to, pages to dirty a
+ * second, how many of the filled pages these are taken from, and 1 to dirty as fast as it can: then the third number is only what work is
+ * counted by. The first tick comes when filling is done.
  */
 #include <stdint.h>
 
@@ -12,6 +13,7 @@
 #define TICK_COUNT 1000000u           /* KVM's local APIC counts nanoseconds */
 #define CALIBRATION_COUNT 20000000u
 #define ARREARS_PER_SECOND 20         /* 1/20 s: beyond that arrears are given up, as precopy's random-writer does */
+#define BATCH 32                      /* pages that a guest without a pace dirties before it says so; a step of random-writer */
 
 /* Of the PVH boot protocol (Xen, public/arch-x86/hvm/start_info.h). */
 struct start_info {
@@ -92,7 +94,7 @@ static uint64_t next_number(const char **text)
     while (**text == ' ')
         ++*text;
     if (**text < '0' || **text > '9')
-        fail("four numbers expected");
+        fail("five numbers expected");
     while (**text >= '0' && **text <= '9')
         value = value * 10 + (uint64_t)(*(*text)++ - '0');
     return value;
@@ -167,12 +169,25 @@ static uint64_t cycles_per_second(void)
     return (last.cycles - first.cycles) * 1000000000 / (first.count - last.count);
 }
 
+static void dirty_page(uint64_t working_set)
+{
+    uint64_t random = next_random();
+    volatile uint64_t *line = page_at((random >> 32) * working_set >> 32) + random % (PAGE_BYTES / LINE_BYTES) * 8;
+    for (unsigned at = 0; at < LINE_BYTES / 8; at++)
+        line[at] = next_random();
+}
+
+static void tell(uint64_t dirtied, uint64_t rate)
+{
+    tick_byte = 0x80 | (uint8_t)(dirtied * 1000 / rate % 128);
+}
+
 /* Ring 3. */
 void work(const struct start_info *info)
 {
     const char *text = (const char *)info->command_line;
     uint64_t filled = next_number(&text), zeroed = next_number(&text);
-    uint64_t rate = next_number(&text), working_set = next_number(&text);
+    uint64_t rate = next_number(&text), working_set = next_number(&text), is_unpaced = next_number(&text);
     note_ranges(info);
 
     for (uint64_t page = 0; page < filled; page++)
@@ -185,8 +200,16 @@ void work(const struct start_info *info)
     apic[TIMER] = TIMER_PERIODIC | TICK_VECTOR;
     apic[INITIAL] = TICK_COUNT;
 
+    uint64_t dirtied = 0;
+    while (is_unpaced) {
+        for (unsigned at = 0; at < BATCH; at++)
+            dirty_page(working_set);
+        dirtied += BATCH;
+        tell(dirtied, rate);
+    }
+
     /* Due is in pages times cycles a second: each cycle adds the rate, each page takes off a second. */
-    uint64_t last = cycles(), due = 0, dirtied = 0;
+    uint64_t last = cycles(), due = 0;
     for (;;) {
         wait_for_tick();
         if (rate == 0)
@@ -195,12 +218,9 @@ void work(const struct start_info *info)
         due = now - last > second / ARREARS_PER_SECOND ? 0 : due + (now - last) * rate;
         last = now;
         for (; due >= second; due -= second) {
-            uint64_t random = next_random();
-            volatile uint64_t *line = page_at((random >> 32) * working_set >> 32) + random % (PAGE_BYTES / LINE_BYTES) * 8;
-            for (unsigned at = 0; at < LINE_BYTES / 8; at++)
-                line[at] = next_random();
+            dirty_page(working_set);
             dirtied++;
         }
-        tick_byte = 0x80 | (uint8_t)(dirtied * 1000 / rate % 128);
+        tell(dirtied, rate);
     }
 }

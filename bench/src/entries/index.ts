@@ -1,4 +1,5 @@
 import type { Bench } from "../define-bench.js";
+import { agentMemoryEntries } from "./agent-memory.js";
 import { throughputEntries } from "./channel-throughput.js";
 import { curveEntries } from "./curves.js";
 import { demoEntries } from "./demo-migrations.js";
@@ -7,6 +8,7 @@ import { foundingNfvEntries } from "./founding-nfv.js";
 import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
 import { pauseEntries } from "./pause.js";
+import { slowdownEntries } from "./slowdown.js";
 import { pauseOf100, versusEntries } from "./versus.js";
 
 /** In the order they run. */
@@ -15,6 +17,8 @@ export const entries: readonly Bench[] = [
   ...throughputEntries,
   ...kernelEntries,
   ...pauseOf100,
+  ...slowdownEntries,
+  ...agentMemoryEntries,
   ...curveEntries,
   ...foundingNfvEntries,
   ...foundingOptionsEntries,

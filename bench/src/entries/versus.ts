@@ -92,7 +92,9 @@ async function measure(load: Load, { pairs, say }: BenchRun): Promise<Measuremen
     for (const { peer, setting, runs } of sides) runs.push(await peer.migrate(load, setting, () => warmMemory(2 * load.filled + GIB)));
   for (const side of sides) {
     const cells = FIGURES.map(({ name, unit, of }) => `${name} ${formatSpread(spreadOf(side.runs.map(of)))} ${unit}`);
-    say(`  ${sideName(side).padEnd(22)} ${cells.join("  ")}`);
+    const shares = side.runs.flatMap(({ workShare }) => workShare ?? []);
+    const work = shares.length === 0 ? "" : `  ${Math.round(100 * spreadOf(shares).median)} % of its work done meanwhile`;
+    say(`  ${sideName(side).padEnd(22)} ${cells.join("  ")}${work}`);
   }
   const times = sides.flatMap((side) =>
     FIGURES.map(({ name, unit, of }): Figure => ({ name: `${name}, ${sideName(side)}`, unit, better: "lower", values: side.runs.map(of) })),

@@ -1,16 +1,11 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { JsonChild } from "@precopy/lab";
 import type { MigrationReport } from "@precopy/protocol";
-import { PRECOPY } from "../migrations.js";
+import { Agents } from "../agents.js";
 import type { Load, Peer, PeerRun } from "../peer.js";
 import { processorSeconds } from "./processor-time.js";
 
 /** As long as the other peers' guests dirty before they move. */
 const SETTLE_MS = 300;
-const LOCAL = ["--listen", "127.0.0.1:0"];
 
 /** What the others do: none of them hashes anything. */
 export const UNPROVEN: readonly string[] = ["--digest", "off"];
@@ -51,35 +46,21 @@ export function guestArgs({ memory, filled, zeroed, dirtyRate, workingSet }: Omi
  * @param ready called when the guest runs under its load, right before it is moved.
  * @throws {Error} if it did not complete
  */
-export async function migrateOnce(order: Order, ready: () => void): Promise<Outcome> {
-  const folder = mkdtempSync(join(tmpdir(), "precopy-bench-"));
-  const children: JsonChild[] = [];
-  const variables = Object.entries(order.environment ?? {}).map(([name, value]) => `${name}=${value}`);
-  const start = (name: string, ...args: readonly string[]): JsonChild => {
-    const child = new JsonChild(name, ["env", ...variables, process.execPath, PRECOPY, ...args, "--json"]);
-    children.push(child);
-    return child;
-  };
-  const agent = (role: string, ...args: readonly string[]): JsonChild =>
-    start(role, role, ...LOCAL, "--name", role, "--socket", join(folder, `${role}.sock`), "--state-dir", join(folder, role), ...args);
-  try {
-    const target = agent("target", ...(order.target ?? []));
+export const migrateOnce = (order: Order, ready: () => void): Promise<Outcome> =>
+  Agents.during(async (agents) => {
+    const target = agents.agent("target", ...(order.target ?? []));
     const { listen } = await target.expect("listening");
-    const source = agent("source", ...order.source);
+    const source = agents.agent("source", ...order.source);
     await source.expect("running");
     await sleep(SETTLE_MS);
     ready();
     const spent = (): readonly [number, number] => [processorSeconds(source.pid ?? -1), processorSeconds(target.pid ?? -1)];
     const before = spent();
-    const migrate = start("migrate", "migrate", String(listen), "--socket", join(folder, "source.sock"), ...order.parameters);
+    const migrate = agents.migrate(listen, ...order.parameters);
     const report = (await migrate.expect("done"))["report"] as MigrationReport; // what `migrate --json` of this release prints
     const after = spent();
     return { report, cpuSource: after[0] - before[0], cpuTarget: after[1] - before[1] };
-  } finally {
-    for (const child of children.toReversed()) await child.end();
-    rmSync(folder, { recursive: true, force: true });
-  }
-}
+  }, order.environment);
 
 /** Each migration by two fresh agents. */
 export function precopyPeer(): Peer {

@@ -20,9 +20,9 @@ const CHANNELS: ReadonlyMap<string, number> = new Map([
   ["multifd-2", 2],
   ["multifd-4", 4],
 ]);
-const DOWNTIME_LIMIT_MS = 10;
+export const DOWNTIME_LIMIT_MS = 10;
 /** Far above what loopback carries. */
-const MAX_BANDWIDTH_BYTES_PER_SECOND = 10 ** 12;
+export const MAX_BANDWIDTH_BYTES_PER_SECOND = 10 ** 12;
 const START_LIMIT_MS = 10_000;
 /** The first touch of 6 GiB of cold memory takes 17 s on a virtual machine that has itself to ask for it. */
 const FILL_LIMIT_MS = 120_000;
@@ -33,8 +33,8 @@ const MIGRATION_LIMIT_MS = 60_000;
 const ASK_LIMIT_MS = 2000;
 /** How far from the hand-over a gap between two ticks still belongs to it. */
 const TICK_MARGIN_MS = 50;
-/** A guest that dirtied less than this share of what it should was not under the load asked for. */
-const WORK_SHARE_MIN = 0.5;
+/** `ready` may have kept us from listening: ticks of that time are read within this, and not taken for work of later. */
+const LISTEN_AGAIN_MS = 10;
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
@@ -52,13 +52,34 @@ const GUEST_FLAGS = [
   ...["-Wl,--build-id=none", `-Wl,-T,${GUEST_SOURCES}guest.ld`],
 ];
 
-function machineArgs(load: Load): string[] {
+/** What a pair of QEMUs is started for. */
+export interface QemuOrder {
+  readonly load: Load;
+  /** Dirties as fast as it can; the load's rate is what its work is counted by. */
+  readonly isUnpaced: boolean;
+  readonly setting: string;
+  readonly maxBandwidthBytesPerSecond: number;
+  /** To move over, from a to b; undefined: over loopback. */
+  readonly link?: LabLink | undefined;
+}
+
+/** Both are there, and the guest runs at the source. */
+export interface QemuPair {
+  readonly source: QemuProcess;
+  readonly target: QemuProcess;
+  readonly atSource: QmpClient;
+  readonly atTarget: QmpClient;
+  /** Where the target listens. */
+  readonly uri: string;
+}
+
+function machineArgs({ load, isUnpaced }: QemuOrder): string[] {
   const pages = [load.filled, load.zeroed, load.dirtyRate * PAGE_BYTES, load.workingSet].map((bytes) => bytes / PAGE_BYTES);
   return [
     // kvm-pvm, the KVM of machines without nested virtualisation, refuses that one register.
     ...["-accel", "kvm", "-cpu", "host,-arch-capabilities", "-machine", "pc", "-m", `${load.memory / 2 ** 20}M`],
     ...["-nodefaults", "-no-user-config", "-display", "none"],
-    ...["-bios", "qboot.rom", "-kernel", GUEST, "-append", pages.join(" ")],
+    ...["-bios", "qboot.rom", "-kernel", GUEST, "-append", [...pages, isUnpaced ? 1 : 0].join(" ")],
   ];
 }
 
@@ -69,12 +90,12 @@ function checkLoad({ name, memory, filled, zeroed, dirtyRate, workingSet }: Load
     throw new Error(`${name} is not a load for QEMU's guest`);
 }
 
-async function configure(monitor: QmpClient, channels: number): Promise<void> {
+async function configure(monitor: QmpClient, channels: number, maxBandwidthBytesPerSecond: number): Promise<void> {
   const capabilities = [{ capability: "events", state: true }, ...(channels > 1 ? [{ capability: "multifd", state: true }] : [])];
   await monitor.execute("migrate-set-capabilities", { capabilities });
   await monitor.execute("migrate-set-parameters", {
     "downtime-limit": DOWNTIME_LIMIT_MS,
-    "max-bandwidth": MAX_BANDWIDTH_BYTES_PER_SECOND,
+    "max-bandwidth": maxBandwidthBytesPerSecond,
     ...(channels > 1 ? { "multifd-channels": channels } : {}),
   });
 }
@@ -86,7 +107,7 @@ function at(answer: unknown, ...names: readonly string[]): unknown {
     answer,
   );
 }
-function numberAt(answer: unknown, ...names: readonly string[]): number {
+export function numberAt(answer: unknown, ...names: readonly string[]): number {
   const value = at(answer, ...names);
   if (typeof value !== "number") throw new Error(`No ${names.join(".")} in QEMU's answer ${JSON.stringify(answer)}`);
   return value;
@@ -101,27 +122,21 @@ async function listen(target: QmpClient, host: string): Promise<string> {
   return `tcp:${host}:${port}`;
 }
 
-/** What runs, and how it is moved. */
-interface Move {
-  readonly source: QemuProcess;
-  readonly target: QemuProcess;
-  /** Where the target listens. */
-  readonly host: string;
-  readonly load: Load;
-  readonly channels: number;
-  ready(): void;
-}
-
-/** Boots, fills, moves. @throws {Error} as soon as anything is other than expected */
-async function move({ source, target, host, load, channels, ready }: Move): Promise<PeerRun> {
+/** Boots and fills. @throws {Error} as soon as anything is other than expected */
+async function boot(source: QemuProcess, target: QemuProcess, host: string, channels: number, maxBandwidth: number): Promise<QemuPair> {
   const [atSource, atTarget] = await within(START_LIMIT_MS, "start of QEMU", Promise.all([source.monitor, target.monitor]));
-  await configure(atSource, channels);
-  await configure(atTarget, channels);
+  await configure(atSource, channels, maxBandwidth);
+  await configure(atTarget, channels, maxBandwidth);
   const uri = await listen(atTarget, host);
   await within(FILL_LIMIT_MS, "filling", source.ticks.reached(1));
   await sleep(SETTLE_MS);
-  ready();
+  return { source, target, atSource, atTarget, uri };
+}
 
+/** @throws {Error} as soon as anything is other than expected */
+async function move({ source, target, atSource, atTarget, uri }: QemuPair, load: Load, ready: () => void): Promise<PeerRun> {
+  ready();
+  await sleep(LISTEN_AGAIN_MS);
   const cpuBefore = { source: source.processorSeconds, target: target.processorSeconds };
   const startedAt = performance.now();
   await atSource.execute("migrate", { uri });
@@ -140,9 +155,7 @@ async function move({ source, target, host, load, channels, ready }: Move): Prom
   const stopped = await atSource.event("STOP");
   await within(START_LIMIT_MS, "ticks at the target", target.ticks.reached(2 * TICK_MARGIN_MS));
 
-  const workShare = source.ticks.workShareFrom(startedAt) ?? 0;
-  if (load.dirtyRate > 0 && workShare < WORK_SHARE_MIN)
-    throw new Error(`The guest dirtied ${Math.round(workShare * 100)} % of what it should while it moved`);
+  const workShare = load.dirtyRate > 0 ? source.ticks.workShareFrom(startedAt) : undefined;
   const answer = await atSource.execute("query-migrate");
   return {
     totalMs: numberAt(answer, "total-time"),
@@ -153,6 +166,7 @@ async function move({ source, target, host, load, channels, ready }: Move): Prom
     rounds: numberAt(answer, "ram", "dirty-sync-count"),
     cpuSource,
     cpuTarget: resumed.cpu,
+    workShare,
   };
 }
 
@@ -167,7 +181,12 @@ async function complaints(source: QemuProcess, target: QemuProcess): Promise<str
   return [`query-migrate says ${said}`, ...[source, target].map(({ stderr }) => stderr).filter((text) => text !== "")].join("; ");
 }
 
-async function migrate(link: LabLink | undefined, load: Load, setting: string, ready: () => void): Promise<PeerRun> {
+/**
+ * Starts two QEMUs, with a guest in one of them, for as long as `body` takes.
+ * @throws {Error} if one of them ends, or with what `body` threw and what QEMU has to say about it
+ */
+export async function withPair<T>(order: QemuOrder, body: (pair: QemuPair) => Promise<T>): Promise<T> {
+  const { load, setting, maxBandwidthBytesPerSecond, link } = order;
   const channels = CHANNELS.get(setting);
   if (channels === undefined) throw new Error(`QEMU has no setting ${setting} here, but ${[...CHANNELS.keys()].join(", ")}`);
   checkLoad(load);
@@ -176,7 +195,7 @@ async function migrate(link: LabLink | undefined, load: Load, setting: string, r
   process.once("exit", removeFolder); // a signal while a link lives ends this process at once
   const running: QemuProcess[] = [];
   const start = (name: string, side: Side, ...args: string[]): QemuProcess => {
-    const command = [QEMU, ...machineArgs(load), ...args];
+    const command = [QEMU, ...machineArgs(order), ...args];
     const qemu = new QemuProcess(name, folder, link?.command(side, command) ?? command);
     running.push(qemu);
     return qemu;
@@ -193,7 +212,8 @@ async function migrate(link: LabLink | undefined, load: Load, setting: string, r
     const target = start("target", "b", "-incoming", "defer");
     const host = link?.address("b") ?? "127.0.0.1";
     try {
-      return await Promise.race([move({ source, target, host, load, channels, ready }), source.failure, target.failure]);
+      const done = boot(source, target, host, channels, maxBandwidthBytesPerSecond).then(body);
+      return await Promise.race([done, source.failure, target.failure]);
     } catch (cause) {
       throw new Error(`QEMU did not move ${load.name} with ${setting}: ${await complaints(source, target)}`, { cause });
     }
@@ -206,8 +226,8 @@ async function migrate(link: LabLink | undefined, load: Load, setting: string, r
   }
 }
 
-/** Builds the guest. @param link to move over, from a to b; undefined: over loopback. @returns the reason, if QEMU cannot be had here */
-export async function qemuPeer(link?: LabLink): Promise<Peer | string> {
+/** Builds the guest. @returns how QEMU is called, with its version, or the reason why it cannot be had here */
+export async function buildGuest(): Promise<{ readonly name: string } | string> {
   const run = promisify(execFile);
   const version = await run(QEMU, ["--version"]).then(
     ({ stdout }) => /version (\d+(?:\.\d+)*)/.exec(stdout)?.[1],
@@ -224,5 +244,19 @@ export async function qemuPeer(link?: LabLink): Promise<Peer | string> {
   } catch (cause) {
     return `no gcc that builds the guest: ${cause instanceof Error ? cause.message : String(cause)}`;
   }
-  return { name: `qemu ${version}`, settings: [...CHANNELS.keys()], migrate: (...how) => migrate(link, ...how) };
+  return { name: `qemu ${version}` };
+}
+
+/** @param link to move over, from a to b; undefined: over loopback. @returns the reason, if QEMU cannot be had here */
+export async function qemuPeer(link?: LabLink): Promise<Peer | string> {
+  const built = await buildGuest();
+  if (typeof built === "string") return built;
+  return {
+    ...built,
+    settings: [...CHANNELS.keys()],
+    migrate: (load, setting, ready) =>
+      withPair({ load, isUnpaced: false, setting, link, maxBandwidthBytesPerSecond: MAX_BANDWIDTH_BYTES_PER_SECOND }, (pair) =>
+        move(pair, load, ready),
+      ),
+  };
 }

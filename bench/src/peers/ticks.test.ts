@@ -58,6 +58,9 @@ describe("log", () => {
     for (let ms = 0; ms <= 1000; ms++) log.push(Uint8Array.of(tick(ms <= 500 ? 0 : (ms - 500) / 2)), ms);
     assert.equal(log.workShareFrom(0), 0.25);
     assert.equal(log.workShareFrom(500), 0.5);
+    assert.equal(log.workShareFrom(0, 500), 0);
+    assert.equal(log.workShareFrom(400, 600), 0.25);
+    assert.equal(log.workShareFrom(499.5, 500.5), undefined);
     assert.equal(log.workShareFrom(1000), undefined);
     assert.equal(log.workShareFrom(2000), undefined);
   });

@@ -46,14 +46,27 @@ export class TickLog {
     return this.#arrivals;
   }
 
-  /** Share of its work that the guest did from a moment on, 0 to 1 and a little more where it caught up; undefined with no tick since. */
-  workShareFrom(atMs: number): number | undefined {
-    const first = this.#arrivals.findIndex((arrival) => arrival >= atMs);
-    const [from, to] = [this.#arrivals[first], this.#arrivals.at(-1)];
-    const [done, doneAtEnd] = [this.#work[first], this.#work.at(-1)];
-    if (from === undefined || to === undefined || done === undefined || doneAtEnd === undefined || to <= from) return undefined;
-    return (doneAtEnd - done) / (to - from);
+  /** Share of its work that the guest did between two moments; see `workShare`. */
+  workShareFrom(atMs: number, untilMs = Number.POSITIVE_INFINITY): number | undefined {
+    return workShare(this.#arrivals, this.#work, atMs, untilMs);
   }
+}
+
+/**
+ * Share of its work that a guest did between two moments, 0 to 1 and a little more where it caught up; undefined unless it told of it twice.
+ * @param toldMs when it told, ascending. @param workMs how far it was then, in ms of the work that is due in that time
+ */
+export function workShare(
+  toldMs: readonly number[],
+  workMs: readonly number[],
+  fromMs: number,
+  untilMs = Number.POSITIVE_INFINITY,
+): number | undefined {
+  const first = toldMs.findIndex((told) => told >= fromMs);
+  const last = toldMs.findLastIndex((told) => told <= untilMs);
+  const [from, until, done, doneAtEnd] = [toldMs[first], toldMs[last], workMs[first], workMs[last]];
+  if (from === undefined || until === undefined || done === undefined || doneAtEnd === undefined || until <= from) return undefined;
+  return (doneAtEnd - done) / (until - from);
 }
 
 /**
