@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { readResults } from "./compare.js";
 import type { EntryResult } from "./compare.js";
@@ -98,7 +98,9 @@ const text = readFileSync(DOCUMENT, "utf8");
 writeFileSync(
   DOCUMENT,
   text.replace(BLOCK, (_, begin: string, names: string, end: string) => {
-    const entries = names.split(" ").flatMap((name) => readResults(resultFile(name)));
-    return `${begin}\n${render(entries)}\n\n${end}`;
+    const files = names.split(" ").map((name) => ({ name, file: resultFile(name) }));
+    const entries = files.flatMap(({ file }) => (existsSync(file) ? readResults(file) : []));
+    const missing = files.filter(({ file }) => !existsSync(file)).map(({ name }) => `Not measured yet: ${name}.`);
+    return [begin, ...(entries.length > 0 ? [render(entries), ""] : []), ...missing, ...(missing.length > 0 ? [""] : []), end].join("\n");
   }),
 );

@@ -83,6 +83,13 @@ describe("over downtime-limit", () => {
     assert.equal(decide([...repeat(flat(1000), 5), flat(985)], 300).action, "give up");
   });
 
+  it("does not give up a guest that was within the limit once, but waits for it to be so again, for 150 rounds", () => {
+    const history = [...repeat(flat(1000), 3), flat(216), ...repeat(flat(500), 8)];
+    assert.equal(decide(history, 300).action, "next round");
+    assert.equal(decide([...history, flat(250)], 300).action, "switch over");
+    assert.equal(decide([...history, ...repeat(flat(500), 150 - history.length)], 300).action, "give up");
+  });
+
   it("the verdict holds dirty rate, bandwidth, best pause and limit, so that a person can choose a remedy", () => {
     const { action, reason } = decide([flat(2900), ...repeat(flat(3100), 5)], 300);
     assert.equal(action, "give up");

@@ -46,7 +46,9 @@ export function decide(history: readonly RoundOutlook[], downtimeLimitMs: number
       return { action: "next round", reason: `would save ${gain.toFixed(1)} ms of pause` };
     return { action: "switch over", reason: `expected ${expected.toFixed(1)} ms` };
   }
-  if (history.length >= ROUNDS_MAX || isStalled(history, STALLED_ROUNDS))
+  // Once it was within the limit, and another round was to make it better: what it was then it can be again.
+  const wasWithin = history.some(({ expectedDowntimeMs }) => expectedDowntimeMs <= downtimeLimitMs);
+  if (history.length >= ROUNDS_MAX || (isStalled(history, STALLED_ROUNDS) && !wasWithin))
     return { action: "give up", reason: verdict(history, downtimeLimitMs) };
   return { action: "next round", reason: `expected ${expected.toFixed(0)} ms is over the limit` };
 }
