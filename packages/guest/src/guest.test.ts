@@ -105,7 +105,9 @@ async function until(what: string, isSo: () => boolean): Promise<void> {
     assert.ok(performance.now() - started < 5000, `${what} did not come true within 5 s`);
 }
 const isChangedSince = (guest: Guest, image: Buffer) => (): boolean => Buffer.compare(imageOf(guest), image) !== 0;
-const writtenOf = (state: GuestState): number => Number(Reflect.get(Object(state.registers[0]?.program), "written"));
+/** By all its writers. */
+const writtenOf = ({ registers }: GuestState): number =>
+  registers.reduce((sum, { program }) => sum + Number(Reflect.get(Object(program), "written")), 0);
 
 describe("layOutGuest", () => {
   const workloads = new WorkloadCatalogue();
