@@ -69,7 +69,9 @@ async function withGuest(use: (bench: Bench) => Promise<void>, isRunning = true)
     await memory.end();
   }
 }
-const writtenOf = ({ registers }: GuestState): number => Number(Reflect.get(Object(registers[0]?.program), "written"));
+/** By all its writers. */
+const writtenOf = ({ registers }: GuestState): number =>
+  registers.reduce((sum, { program }) => sum + Number(Reflect.get(Object(program), "written")), 0);
 
 describe("a guest that is held", () => {
   it("stands still until release, whoever resumes it, or pauses and resumes it, meanwhile", () =>
