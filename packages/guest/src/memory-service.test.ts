@@ -74,7 +74,7 @@ for (const kind of ["barrier", "mmu"] as const)
         const hashes = new PageHashes(memory, table);
         for (let page = 10; page < 30; page++) {
           access.storeU32(page * PAGE_BYTES, page);
-          hashes.renew(page);
+          hashes.renew(page, 1);
         }
         const clean = await service.audit(table);
         assert.equal(clean.mismatched, 0);
@@ -94,7 +94,7 @@ for (const kind of ["barrier", "mmu"] as const)
         withService(kind, MIB, async ({ service, memory, access }) => {
           const table = allocateHashTable(memory.pages);
           access.storeU32(5 * PAGE_BYTES, 1);
-          new PageHashes(memory, table).renew(5);
+          new PageHashes(memory, table).renew(5, 1);
           await service.free();
           assert.equal((await service.audit(table)).mismatched, 1);
         }),

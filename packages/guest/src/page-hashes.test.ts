@@ -120,13 +120,13 @@ describe("PageHashes", () => {
       hashes.forget(page);
     } else {
       fillPage(memory.view(page, 1), seed);
-      hashes.renew(page);
+      hashes.renew(page, 1);
     }
   };
   /** The digest from nothing, of every page that is not zero. */
   const recomputed = (memory: GuestMemory, order: (pages: number[]) => number[] = (pages) => pages): bigint => {
     const fresh = new PageHashes(memory, allocateHashTable(memory.pages));
-    for (const page of order(Array.from({ length: memory.pages }, (_, at) => at))) if (!fresh.isZeroPage(page)) fresh.renew(page);
+    for (const page of order(Array.from({ length: memory.pages }, (_, at) => at))) if (!fresh.isZeroPage(page)) fresh.renew(page, 1);
     return fresh.digest();
   };
 
@@ -190,7 +190,7 @@ describe("PageHashes", () => {
     assert.equal(hashes.matches(9), true, "never hashed and zero");
     memory.view(9, 1)[4095] = 1;
     assert.equal(hashes.matches(9), false, "never hashed and not zero");
-    hashes.renew(9);
+    hashes.renew(9, 1);
     assert.equal(hashes.matches(9), true);
     memory.view(9, 1)[0] = 1;
     assert.equal(hashes.matches(9), false);
@@ -204,7 +204,7 @@ describe("PageHashes", () => {
   it("refuses a table of another size with ERR_INTERNAL and a page outside with ERR_RUN_OUT_OF_RANGE", () => {
     assert.throws(() => new PageHashes(memory, allocateHashTable(PAGES + 1)), { code: "ERR_INTERNAL" });
     const hashes = new PageHashes(memory, allocateHashTable(PAGES));
-    assert.throws(() => hashes.renew(2 ** 20), { code: "ERR_RUN_OUT_OF_RANGE" });
+    assert.throws(() => hashes.renew(2 ** 20, 1), { code: "ERR_RUN_OUT_OF_RANGE" });
   });
 });
 

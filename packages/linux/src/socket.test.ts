@@ -6,7 +6,7 @@ import type { Socket } from "node:net";
 import { describe, it } from "node:test";
 import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";
 import { addressOf, isLinuxAvailable } from "./library.js";
-import { BlockingSocket, PIECES_MAX, SocketHandle, mayUseCongestionControl } from "./socket.js";
+import { BlockingSocket, PIECES_MAX, Pieces, SocketHandle, mayUseCongestionControl } from "./socket.js";
 
 /** This file is also the thread at the other end: one blocking call, told by this order. */
 interface Order {
@@ -19,12 +19,12 @@ interface Order {
   /** Word 0: how often mayGoOn was asked. Word 1: not zero: it says no. */
   readonly control: Int32Array;
 }
-const piecesOver = (memory: SharedArrayBuffer, sizes: readonly number[]): BigUint64Array => {
-  let at = addressOf(new Uint8Array(memory));
-  const pieces = new BigUint64Array(sizes.length * 2);
+const piecesOver = (memory: SharedArrayBuffer, sizes: readonly number[]): Pieces => {
+  let at = Number(addressOf(new Uint8Array(memory)));
+  const pieces = new Pieces(sizes.length);
   sizes.forEach((bytes, index) => {
-    pieces.set([at, BigInt(bytes)], index * 2);
-    at += BigInt(bytes);
+    pieces.set(index, at, bytes);
+    at += bytes;
   });
   return pieces;
 };

@@ -31,6 +31,27 @@ const UNLIMITED = 2n ** 64n - 1n;
 /** `writev` and `readv` take this many pieces at most. */
 export const PIECES_MAX = 1024;
 
+/** Pieces of memory in a row, as `writev` and `readv` take them (`struct iovec`). */
+export class Pieces {
+  /** Address and length of each. */
+  readonly words: BigUint64Array;
+  // Their low and high halves: writing numbers here spares a BigInt for each.
+  readonly #halves: Uint32Array;
+
+  constructor(count: number) {
+    this.words = new BigUint64Array(2 * count);
+    this.#halves = new Uint32Array(this.words.buffer);
+  }
+
+  /** @param address user addresses end below 2^47. @param bytes below 2^32. */
+  set(piece: number, address: number, bytes: number): void {
+    this.#halves[4 * piece] = address % 2 ** 32;
+    this.#halves[4 * piece + 1] = Math.floor(address / 2 ** 32);
+    this.#halves[4 * piece + 2] = bytes;
+    this.#halves[4 * piece + 3] = 0;
+  }
+}
+
 function setCongestionControl(fd: number, name: string): boolean {
   const value = Buffer.from(name);
   return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, value, value.byteLength) === 0;
@@ -87,16 +108,16 @@ export class BlockingSocket {
   }
 
   /**
-   * Writes all pieces. @param pieces (address, bytes) pairs, `count` of them, changed while it goes. Returns false if told to stop.
+   * Writes the first `count` pieces, which it changes while it goes. Returns false if told to stop.
    * @throws {MigrationError} ERR_SYSTEM_CALL, for example EPIPE or ECONNRESET.
    */
-  writeAll(pieces: BigUint64Array, count: number): boolean {
-    return this.#transfer("writev", writev, pieces, count);
+  writeAll({ words }: Pieces, count: number): boolean {
+    return this.#transfer("writev", writev, words, count);
   }
 
-  /** Fills all pieces. Returns false if told to stop or at the end of the stream. @throws {MigrationError} ERR_SYSTEM_CALL */
-  readAll(pieces: BigUint64Array, count: number): boolean {
-    return this.#transfer("readv", readv, pieces, count);
+  /** Fills the first `count` pieces. Returns false if told to stop or at the end of the stream. @throws {MigrationError} ERR_SYSTEM_CALL */
+  readAll({ words }: Pieces, count: number): boolean {
+    return this.#transfer("readv", readv, words, count);
   }
 
   #transfer(name: string, call: (...args: unknown[]) => number, pieces: BigUint64Array, count: number): boolean {

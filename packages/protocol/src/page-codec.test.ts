@@ -8,8 +8,7 @@ import { BlockReader, LENGTH_BYTES, encodeBlock } from "./page-codec.js";
 /** Pages as one block, made in the middle of a payload. */
 function blockOf(pages: Uint8Array): Buffer {
   const payload = Buffer.alloc(10 + LENGTH_BYTES + pages.byteLength + 10, 0xee);
-  payload.set(pages, 10 + LENGTH_BYTES);
-  const bytes = encodeBlock(payload, 10, pages.byteLength);
+  const bytes = encodeBlock(Buffer.from(pages), payload, 10);
   assert.ok(
     [...payload.subarray(0, 10), ...payload.subarray(-10)].every((byte) => byte === 0xee),
     "nothing else is written",

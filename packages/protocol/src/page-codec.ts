@@ -11,15 +11,15 @@ import { BLOCK_PAGES, PAGE_BYTES } from "./limits.js";
 export const LENGTH_BYTES = 4;
 
 /**
- * Encodes one block where it stands: `rawBytes` of whole pages, BLOCK_PAGES at most, lie at `at` + 4 of `payload`, and nobody else writes there: a
- * page that changes under the compressor gives a block that cannot be decoded. @returns how many bytes from `at` on are the block now.
+ * Encodes one block into `payload`, from `at` on. @param raw whole pages, BLOCK_PAGES at most, to which nobody else writes: a page that changes under
+ * the compressor gives a block that cannot be decoded. @returns how many bytes of `payload` are the block now.
  */
-export function encodeBlock(payload: Buffer, at: number, rawBytes: number): number {
-  const start = at + LENGTH_BYTES;
-  const packed = compressSync(payload.subarray(start, start + rawBytes));
-  const isShorter = packed.byteLength - LENGTH_BYTES < rawBytes;
+export function encodeBlock(raw: Buffer, payload: Buffer, at: number): number {
+  const packed = compressSync(raw);
+  const isShorter = packed.byteLength - LENGTH_BYTES < raw.byteLength;
   if (isShorter) payload.set(packed, at);
-  const bytes = isShorter ? packed.byteLength - LENGTH_BYTES : rawBytes;
+  else payload.set(raw, at + LENGTH_BYTES);
+  const bytes = isShorter ? packed.byteLength - LENGTH_BYTES : raw.byteLength;
   payload.writeUInt32LE(bytes, at);
   return LENGTH_BYTES + bytes;
 }

@@ -1,5 +1,5 @@
 import { zeroDetector } from "@precopy/guest";
-import type { Bitmap, GuestMemory, PageHashes, ZeroCheck } from "@precopy/guest";
+import type { Bitmap, GuestMemory, PageHashes, VisitPages, ZeroCheck } from "@precopy/guest";
 import {
   BLOCK_PAGES,
   HEADER_BYTES,
@@ -13,7 +13,7 @@ import {
   TABLE_BYTES_MAX,
   encodeHeader,
 } from "@precopy/protocol";
-import { LENGTH_BYTES, encodeBlock } from "@precopy/protocol/page-codec";
+import { encodeBlock } from "@precopy/protocol/page-codec";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
@@ -69,6 +69,8 @@ export class PagePacker {
   readonly #dataRuns = new Uint32Array(2 * (PACKET_PAGES_MAX + 1));
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
+  #block: Buffer | undefined; // raw, being filled
+  readonly #renew: VisitPages | undefined;
   #data = 0; // entries used
   #zero = 0;
   #dataPages = 0;
@@ -84,6 +86,8 @@ export class PagePacker {
   constructor(source: PackerSource, pump: SendPump) {
     this.#source = source;
     this.#pump = pump;
+    const { hashes } = source;
+    this.#renew = hashes && ((first, pages) => hashes.renew(first, pages));
     this.#forEachContents = zeroDetector(source.memory, source.zeroCheck);
     this.#starts = new Float64Array(source.lanes);
   }
@@ -131,7 +135,7 @@ export class PagePacker {
 
   readonly #addContents = (first: number, pages: number, isZero: boolean): void => {
     const { hashes } = this.#source;
-    // Looked at before the hash and the send: if the guest writes in between, the page is dirty again and comes once more.
+    // Looked at first, then sent, then hashed: if the guest writes in between, the page is dirty again and comes once more.
     if (isZero) {
       this.#zero = extend(this.#zeroRuns, this.#zero, first, pages);
       this.#zeroPages += pages;
@@ -139,7 +143,6 @@ export class PagePacker {
     } else {
       this.#data = extend(this.#dataRuns, this.#data, first, pages);
       this.#dataPages += pages;
-      if (hashes !== undefined) for (let page = first; page < first + pages; page++) hashes.renew(page);
     }
   };
 
@@ -169,24 +172,30 @@ export class PagePacker {
     });
     const head = this.#head.subarray(0, headBytes);
     this.#bytes += headBytes + payloadBytes;
-    const slow = blocks === undefined && this.#data > 0 ? this.#pump.sendPages(head, this.#data / 2) : this.#pump.sendBytes(head, blocks);
+    const hasPages = blocks === undefined && this.#data > 0;
+    const slow = hasPages ? this.#pump.sendPages(head, this.#data / 2, this.#renew) : this.#pump.sendBytes(head, blocks);
     if (slow !== undefined) await slow;
   }
 
-  /** From a private copy: a page that changed under the compressor would give a block that nobody can decode. */
+  /**
+   * From a private copy: a page that changed under the compressor would give a block that nobody can decode. Always the same copy, which stays in
+   * the processor's cache.
+   */
   async #compress(): Promise<Buffer> {
     const { memory } = this.#source;
     const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
+    const block = (this.#block ??= Buffer.allocUnsafeSlow(BLOCK_BYTES));
     let bytes = 0;
-    let raw = 0; // of the block being filled, behind the place of its length
+    let raw = 0; // of the block being filled
     const end = (): void => {
-      bytes += encodeBlock(payload, bytes, raw);
+      bytes += encodeBlock(block.subarray(0, raw), payload, bytes);
       raw = 0;
     };
     for (let at = 0; at < this.#data; at += 2) {
       for (let page = this.#dataRuns[at]!, last = page + this.#dataRuns[at + 1]!; page < last; ) {
         const pages = Math.min(last - page, BLOCK_PAGES - raw / PAGE_BYTES);
-        payload.set(memory.view(page, pages), bytes + LENGTH_BYTES + raw);
+        block.set(memory.view(page, pages), raw);
+        this.#renew?.(page, pages);
         raw += pages * PAGE_BYTES;
         page += pages;
         if (raw === BLOCK_BYTES) end();

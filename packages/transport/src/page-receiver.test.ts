@@ -107,7 +107,7 @@ function fullMemory(): GuestMemory {
 const equal = (one: GuestMemory, other: GuestMemory): boolean => Buffer.compare(one.view(0, PAGES), other.view(0, PAGES)) === 0;
 function digestOf(memory: GuestMemory): string {
   const hashes = new PageHashes(memory, allocateHashTable(PAGES));
-  for (let page = 0; page < PAGES; page++) if (!hashes.isZeroPage(page)) hashes.renew(page);
+  for (let page = 0; page < PAGES; page++) if (!hashes.isZeroPage(page)) hashes.renew(page, 1);
   return joinDigests([hashes.digest()]);
 }
 const digest = ({ receiver }: Rig): string => joinDigests([receiver.digest ?? -1n]);

@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { Bitmap, PageHashes, allocateHashTable, joinDigests } from "@precopy/guest";
 import type { GuestMemory } from "@precopy/guest";
-import { isLinuxAvailable } from "@precopy/linux";
+import { Pieces, isLinuxAvailable } from "@precopy/linux";
 import {
   HEADER_BYTES,
   PAGE_BYTES,
@@ -238,8 +238,8 @@ describe("PageStore", () => {
 
   it("clears a page that came in a good block before a corrupt one when it comes as zero on the channel's next generation", () => {
     const { memory, populated, hashes, lanes, push } = target();
-    const pages = Buffer.alloc(4 + 16 * PAGE_BYTES, 7);
-    const good = pages.subarray(0, encodeBlock(pages, 0, 16 * PAGE_BYTES));
+    const block = Buffer.alloc(4 + 16 * PAGE_BYTES);
+    const good = block.subarray(0, encodeBlock(Buffer.alloc(16 * PAGE_BYTES, 7), block, 0));
     const blocks = Buffer.concat([good, Buffer.alloc(good.byteLength, 0xff)]);
     const bytes = packet([[0, 32]], [], { encoding: PageEncoding.Lz4 }, blocks);
     assert.throws(() => push(bytes), { code: "ERR_BLOCK_CORRUPT" });
@@ -360,9 +360,41 @@ describe("PageStore", () => {
     );
     const header = decodeHeader(bytes);
     store.begin(header, bytes, checkRunTable(bytes, header, store.bounds));
-    const pieces = new BigUint64Array(8);
-    assert.equal(store.pieces(pieces), 2);
+    const pieces = new Pieces(4);
+    assert.equal(store.nextPieces(pieces), 2);
     const base = BigInt(memory.addressOf(0));
-    assert.deepEqual([...pieces], [base + 3n * 4096n, 8192n, base + 9n * 4096n, 4096n, 0n, 0n, 0n, 0n]);
+    assert.deepEqual([...pieces.words], [base + 3n * 4096n, 8192n, base + 9n * 4096n, 4096n, 0n, 0n, 0n, 0n]);
+    assert.equal(store.nextPieces(pieces), 0);
+  });
+
+  it("come in slices with hashes, and each is hashed when the next is asked for", {
+    skip: isLinuxAvailable ? false : "no system calls here",
+  }, () => {
+    const memory = allocate(512);
+    const table = allocateHashTable(512);
+    const hashes = new PageHashes(memory, table);
+    const store = new PageStore({ memory, hashes, channel: 0, lanes: LaneTable.allocate(1), populated: new Bitmap(512) });
+    const bytes = packet(
+      [
+        [0, 40],
+        [100, 200],
+      ],
+      [],
+    );
+    const header = decodeHeader(bytes);
+    store.begin(header, bytes, checkRunTable(bytes, header, store.bounds));
+    fillRandom(memory, 0, 512, 1); // what readv would have brought
+    const hashed = (): number => Array.from({ length: 512 }, (_, page) => page).filter((page) => table[2 * page] !== 0).length;
+    const pieces = new Pieces(4);
+    const seen: [pieces: number, hashed: number][] = [];
+    for (let count = store.nextPieces(pieces); count > 0; count = store.nextPieces(pieces)) seen.push([count, hashed()]);
+    assert.deepEqual(seen, [
+      [2, 0],
+      [1, 64],
+      [1, 128],
+      [1, 192],
+    ]);
+    assert.equal(hashed(), 240);
+    assert.ok([0, 39, 100, 299].every((page) => hashes.matches(page)));
   });
 });

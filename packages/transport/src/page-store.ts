@@ -1,9 +1,11 @@
-import { Bitmap } from "@precopy/guest";
+import { Bitmap, SLICE_PAGES } from "@precopy/guest";
 import type { GuestMemory, PageHashes } from "@precopy/guest";
+import type { Pieces } from "@precopy/linux";
 import {
   BLOCK_PAGES,
   HEADER_BYTES,
   MigrationError,
+  PACKET_PAGES_MAX,
   PAGE_BYTES,
   PacketKind,
   PageEncoding,
@@ -41,6 +43,8 @@ export class PageStore implements PacketSink {
   #dataPages = 0;
   #run = 0; // data run that the next raw byte belongs to
   #runOffset = 0; // and the byte in it
+  #hashedRun = 0; // data run that the next page to hash belongs to
+  #hashedPages = 0; // and the pages of it that are hashed
   readonly #ends: Float64Array; // by lane: where the packet's last page of it ends; 0 without one
 
   constructor(target: StoreTarget) {
@@ -66,6 +70,8 @@ export class PageStore implements PacketSink {
     this.#dataPages = dataPages;
     this.#run = 0;
     this.#runOffset = 0;
+    this.#hashedRun = 0;
+    this.#hashedPages = 0;
     const { populated, memory } = this.#target;
     for (let run = 0; run < header.dataRuns; run++) {
       if (this.#pages(run) >= DENSE_PAGES) memory.expectDense(this.#first(run), this.#pages(run));
@@ -83,15 +89,30 @@ export class PageStore implements PacketSink {
         );
   }
 
-  /** The (address, bytes) pieces that `readv` fills with this packet's raw pages; returns how many. */
-  pieces(into: BigUint64Array): number {
-    const { memory } = this.#target;
+  /**
+   * The next pieces that `readv` is to fill with this packet's raw pages, after those before are filled: all that are left, or a slice, whose pages
+   * are hashed while they are in the processor's cache. Returns how many; 0 at the end.
+   */
+  nextPieces(into: Pieces): number {
+    this.#renewStored();
+    const { memory, hashes } = this.#target;
     const runs = this.#header?.dataRuns ?? 0;
-    for (let run = 0; run < runs; run++) {
-      into[2 * run] = BigInt(memory.addressOf(this.#first(run)));
-      into[2 * run + 1] = BigInt(this.#pages(run) * PAGE_BYTES);
+    let pieces = 0;
+    for (let room = hashes === undefined ? PACKET_PAGES_MAX : SLICE_PAGES; this.#run < runs && room > 0; pieces++) {
+      const stored = this.#runOffset / PAGE_BYTES;
+      const pages = Math.min(this.#pages(this.#run) - stored, room);
+      into.set(pieces, memory.addressOf(this.#first(this.#run) + stored), pages * PAGE_BYTES);
+      this.#advance(pages * PAGE_BYTES);
+      room -= pages;
     }
-    return runs;
+    return pieces;
+  }
+
+  #advance(bytes: number): void {
+    this.#runOffset += bytes;
+    if (this.#runOffset < this.#pages(this.#run) * PAGE_BYTES) return;
+    this.#run++;
+    this.#runOffset = 0;
   }
 
   payload(bytes: Buffer): void {
@@ -102,14 +123,26 @@ export class PageStore implements PacketSink {
   #storeRaw(bytes: Buffer): void {
     for (let at = 0; at < bytes.byteLength; ) {
       const left = this.#pages(this.#run) * PAGE_BYTES - this.#runOffset;
-      const piece = bytes.subarray(at, at + left);
+      const piece = bytes.subarray(at, at + Math.min(left, SLICE_PAGES * PAGE_BYTES));
       this.#target.memory.view(this.#first(this.#run), this.#pages(this.#run)).set(piece, this.#runOffset);
       at += piece.byteLength;
-      this.#runOffset += piece.byteLength;
-      if (piece.byteLength < left) return;
-      this.#run++;
-      this.#runOffset = 0;
+      this.#advance(piece.byteLength);
+      this.#renewStored();
     }
+  }
+
+  /** Hashes the pages that are complete and not hashed yet. */
+  #renewStored(): void {
+    const { hashes } = this.#target;
+    if (hashes === undefined) return;
+    for (; this.#hashedRun < this.#run; this.#hashedRun++, this.#hashedPages = 0) {
+      const left = this.#pages(this.#hashedRun) - this.#hashedPages;
+      if (left > 0) hashes.renew(this.#first(this.#hashedRun) + this.#hashedPages, left);
+    }
+    const complete = Math.floor(this.#runOffset / PAGE_BYTES);
+    if (complete === this.#hashedPages) return;
+    hashes.renew(this.#first(this.#run) + this.#hashedPages, complete - this.#hashedPages);
+    this.#hashedPages = complete;
   }
 
   #storeBlocks(payload: Buffer): void {
@@ -120,17 +153,12 @@ export class PageStore implements PacketSink {
     }
   }
 
-  /** The payload is in place: zero runs, hashes and the mark how far each lane is stored follow. */
+  /** The payload is in place: zero runs and the mark how far each lane is stored follow. */
   end(): void {
     if (this.#header === undefined) return;
     const { memory, hashes, populated, lanes } = this.#target;
     const { kind, round, dataRuns, zeroRuns } = this.#header;
-    for (let run = 0; run < dataRuns; run++) {
-      const first = this.#first(run);
-      const end = first + this.#pages(run);
-      if (hashes !== undefined) for (let page = first; page < end; page++) hashes.renew(page);
-      this.#reach(first, end);
-    }
+    for (let run = 0; run < dataRuns; run++) this.#reach(this.#first(run), this.#first(run) + this.#pages(run));
     for (let run = dataRuns; run < dataRuns + zeroRuns; run++) {
       const first = this.#first(run);
       const end = first + this.#pages(run);

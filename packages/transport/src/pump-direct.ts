@@ -1,9 +1,11 @@
-import type { GuestMemory } from "@precopy/guest";
-import { BlockingSocket, addressOf } from "@precopy/linux";
+import { SLICE_PAGES } from "@precopy/guest";
+import type { GuestMemory, VisitPages } from "@precopy/guest";
+import { BlockingSocket, Pieces, addressOf } from "@precopy/linux";
 import {
   HEADER_BYTES,
   MigrationError,
   PACKET_DATA_RUNS_MAX,
+  PACKET_PAGES_MAX,
   PACKET_PAYLOAD_BYTES_MAX,
   PAGE_BYTES,
   PacketKind,
@@ -27,13 +29,14 @@ const CONGESTION_CONTROL = "cubic";
 
 const connectionLost = (cause: unknown): MigrationError => new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
 
+const firstOf = (head: Buffer, run: number): number => head.readUInt32LE(HEADER_BYTES + run * RUN_BYTES);
+const pagesOf = (head: Buffer, run: number): number => head.readUInt32LE(HEADER_BYTES + run * RUN_BYTES + 4);
+
 /** `writev` from guest memory: a page is never copied in user space. */
 export class DirectSendPump implements SendPump {
   readonly #socket: BlockingSocket;
   readonly #memory: GuestMemory;
-  readonly #pieces = new BigUint64Array(2 * (PACKET_DATA_RUNS_MAX + 1));
-  // The pieces' low and high halves: writing numbers here spares a BigInt for each.
-  readonly #halves = new Uint32Array(this.#pieces.buffer);
+  readonly #pieces = new Pieces(PACKET_DATA_RUNS_MAX + 1);
   readonly congestionControl: string | undefined;
 
   /**
@@ -48,24 +51,33 @@ export class DirectSendPump implements SendPump {
     if (wanted !== "auto" && this.congestionControl === undefined) throw congestionControlRefused(wanted);
   }
 
-  sendPages(head: Buffer, dataRuns: number): undefined {
-    this.#setPiece(0, Number(addressOf(head)), head.byteLength);
-    for (let run = 0, at = HEADER_BYTES; run < dataRuns; run++, at += RUN_BYTES)
-      this.#setPiece(run + 1, this.#memory.addressOf(head.readUInt32LE(at)), head.readUInt32LE(at + 4) * PAGE_BYTES);
-    this.#write(dataRuns + 1);
+  sendPages(head: Buffer, dataRuns: number, after?: VisitPages): undefined {
+    this.#pieces.set(0, Number(addressOf(head)), head.byteLength);
+    let pieces = 1;
+    let run = 0;
+    let page = 0; // in that run
+    while (run < dataRuns) {
+      const [fromRun, fromPage] = [run, page];
+      for (let room = after === undefined ? PACKET_PAGES_MAX : SLICE_PAGES; run < dataRuns && room > 0; ) {
+        const left = pagesOf(head, run) - page;
+        const pages = Math.min(left, room);
+        this.#pieces.set(pieces++, this.#memory.addressOf(firstOf(head, run) + page), pages * PAGE_BYTES);
+        room -= pages;
+        page = pages === left ? 0 : page + pages;
+        if (pages === left) run++;
+      }
+      this.#write(pieces);
+      pieces = 0;
+      if (after === undefined) continue;
+      for (let one = fromRun, at = fromPage; one < run || (one === run && at < page); one++, at = 0)
+        after(firstOf(head, one) + at, (one < run ? pagesOf(head, one) : page) - at);
+    }
   }
 
   sendBytes(head: Buffer, payload: Buffer | undefined): undefined {
-    this.#setPiece(0, Number(addressOf(head)), head.byteLength);
-    if (payload !== undefined) this.#setPiece(1, Number(addressOf(payload)), payload.byteLength);
+    this.#pieces.set(0, Number(addressOf(head)), head.byteLength);
+    if (payload !== undefined) this.#pieces.set(1, Number(addressOf(payload)), payload.byteLength);
     this.#write(payload === undefined ? 1 : 2);
-  }
-
-  #setPiece(piece: number, address: number, bytes: number): void {
-    this.#halves[4 * piece] = address % 2 ** 32;
-    this.#halves[4 * piece + 1] = Math.floor(address / 2 ** 32);
-    this.#halves[4 * piece + 2] = bytes;
-    this.#halves[4 * piece + 3] = 0;
   }
 
   #write(count: number): void {
@@ -87,7 +99,7 @@ export class DirectSendPump implements SendPump {
 
 interface Scratch {
   readonly head: Buffer;
-  readonly pieces: BigUint64Array;
+  readonly pieces: Pieces;
   readonly payload: Buffer;
 }
 let kept: Scratch | undefined;
@@ -95,7 +107,7 @@ let kept: Scratch | undefined;
 function scratch(): Scratch {
   kept ??= {
     head: Buffer.alloc(HEADER_BYTES + TABLE_BYTES_MAX),
-    pieces: new BigUint64Array(2 * PACKET_DATA_RUNS_MAX),
+    pieces: new Pieces(PACKET_DATA_RUNS_MAX),
     payload: Buffer.alloc(PACKET_PAYLOAD_BYTES_MAX),
   };
   return kept;
@@ -126,7 +138,8 @@ export function receiveDirect(
       need(socket.read(head, HEADER_BYTES, HEADER_BYTES + (header.dataRuns + header.zeroRuns) * RUN_BYTES));
       const dataPages = checkRunTable(head, header, store.bounds);
       store.begin(header, head, dataPages);
-      if (header.encoding === PageEncoding.Raw) need(socket.readAll(pieces, store.pieces(pieces)));
+      if (header.encoding === PageEncoding.Raw)
+        for (let count = store.nextPieces(pieces); count > 0; count = store.nextPieces(pieces)) need(socket.readAll(pieces, count));
       else {
         need(socket.read(payload, 0, header.payloadBytes));
         store.payload(payload.subarray(0, header.payloadBytes));

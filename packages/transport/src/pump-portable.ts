@@ -1,5 +1,6 @@
 import type { Socket } from "node:net";
-import type { GuestMemory } from "@precopy/guest";
+import { SLICE_PAGES } from "@precopy/guest";
+import type { GuestMemory, VisitPages } from "@precopy/guest";
 import { HEADER_BYTES, MigrationError, PAGE_BYTES, PacketDecoder, PacketKind, RUN_BYTES, SOCKET_POLL_MS } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
@@ -33,15 +34,20 @@ export class PortableSendPump implements SendPump {
     socket.on("end", () => socket.destroy()).resume();
   }
 
-  sendPages(head: Buffer, dataRuns: number): Promise<void> | undefined {
+  sendPages(head: Buffer, dataRuns: number, after?: VisitPages): Promise<void> | undefined {
     let bytes = head.byteLength;
     for (let run = 0, at = HEADER_BYTES; run < dataRuns; run++, at += RUN_BYTES) bytes += head.readUInt32LE(at + 4) * PAGE_BYTES;
     const packet = Buffer.allocUnsafe(bytes);
     packet.set(head);
     for (let run = 0, at = HEADER_BYTES, to = head.byteLength; run < dataRuns; run++, at += RUN_BYTES) {
-      const pages = this.#memory.view(head.readUInt32LE(at), head.readUInt32LE(at + 4));
-      packet.set(pages, to);
-      to += pages.byteLength;
+      let first = head.readUInt32LE(at);
+      for (const end = first + head.readUInt32LE(at + 4); first < end; ) {
+        const pages = Math.min(end - first, SLICE_PAGES);
+        packet.set(this.#memory.view(first, pages), to);
+        after?.(first, pages);
+        to += pages * PAGE_BYTES;
+        first += pages;
+      }
     }
     return this.#write(packet);
   }

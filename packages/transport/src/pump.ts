@@ -1,3 +1,4 @@
+import type { VisitPages } from "@precopy/guest";
 import { mayUseCongestionControl } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
 
@@ -23,8 +24,12 @@ export function checkCongestionControl(wanted: string, pump: PumpKind): void {
 
 /** The sending end of one channel. A promise is returned only when the peer is slower than we are. */
 export interface SendPump {
-  /** Sends header and run table (`head`), then the raw pages of its data runs from guest memory. @throws {MigrationError} ERR_LINK_LOST */
-  sendPages(head: Buffer, dataRuns: number): Promise<void> | undefined;
+  /**
+   * Sends header and run table (`head`), then the raw pages of its data runs from guest memory.
+   * @param after told of all of them, SLICE_PAGES at most at a time, each right after it was copied from: it is in the processor's cache then.
+   * @throws {MigrationError} ERR_LINK_LOST
+   */
+  sendPages(head: Buffer, dataRuns: number, after?: VisitPages): Promise<void> | undefined;
   /** Sends `head`, then `payload`; both are the caller's again when this returns. */
   sendBytes(head: Buffer, payload: Buffer | undefined): Promise<void> | undefined;
   /** Bytes a second from now on; 0 lifts the limit. */

@@ -1,5 +1,5 @@
 import { GuestMemory, PageHashes, SegmentPool, allocateHashTable, pageKernels } from "@precopy/guest";
-import type { Bitmap } from "@precopy/guest";
+import type { Bitmap, VisitPages } from "@precopy/guest";
 import { HEADER_BYTES, PAGE_BYTES, RUN_BYTES } from "@precopy/protocol";
 import { PagePacker } from "./page-packer.js";
 import type { LaneStart, PackerSource, RoundSent } from "./page-packer.js";
@@ -14,10 +14,13 @@ export class RecordingPump implements SendPump {
     this.#memory = memory;
   }
 
-  sendPages(head: Buffer, dataRuns: number): undefined {
+  sendPages(head: Buffer, dataRuns: number, after?: VisitPages): undefined {
     const pieces: Uint8Array[] = [head];
-    for (let run = 0, at = HEADER_BYTES; run < dataRuns; run++, at += RUN_BYTES)
-      pieces.push(this.#memory.view(head.readUInt32LE(at), head.readUInt32LE(at + 4)));
+    for (let run = 0, at = HEADER_BYTES; run < dataRuns; run++, at += RUN_BYTES) {
+      const [first, pages] = [head.readUInt32LE(at), head.readUInt32LE(at + 4)];
+      pieces.push(this.#memory.view(first, pages));
+      after?.(first, pages);
+    }
     this.packets.push(Buffer.concat(pieces)); // a copy: the head is used again
   }
 

@@ -2,7 +2,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { trimHeap } from "@precopy/linux";
 
-const COLLECT_BYTES = 8 * 2 ** 20;
+const COLLECT_BYTES = 4 * 2 ** 20;
 
 /** The flag is the whole process's, and other threads do this, too: so it stays set. Only contexts made from here on have a `gc`. */
 function collector(): () => void {
@@ -15,7 +15,7 @@ let bytes = 0;
 let isClean = true;
 
 /**
- * Says that buffers of so many bytes were made and will not be used any more; 8 MiB of them are collected. V8 takes memory outside its heap
+ * Says that buffers of so many bytes were made and will not be used any more; 4 MiB of them are collected. V8 takes memory outside its heap
  * for cheap until there are 32 MiB and more of it in each thread, and by then the next buffer is in no processor's cache.
  * @returns true if it collected: what an addon allocated is freed in the next turn of the event loop.
  */
