@@ -86,8 +86,7 @@ export function runOf({ report, cpuSource, cpuTarget }: Outcome): PeerRun {
   return {
     totalMs: need(query["total-time"], "total-time"),
     ownDowntimeMs: need(query.downtime, "downtime"),
-    // Until ACTIVE was back at the source: a little later than the guest ran.
-    pauseMs: need(clocks["source-ms"], "source-ms"),
+    pauseMs: need(clocks["host-ms"], "host-ms"),
     tickGapMs: need(clocks["guest-ms"], "guest-ms"),
     bytesSent: need(query.ram?.transferred, "transferred"),
     rounds: report.iterations.length,

@@ -29,7 +29,7 @@ const REPORT: MigrationReport = {
   "query-migrate": { status: "completed" },
   iterations: [],
   "downtime-breakdown": null,
-  clocks: { "source-ms": 1, "guest-ms": null, "client-ms": null },
+  clocks: { "source-ms": 1, "host-ms": null, "guest-ms": null, "client-ms": null },
   "digest-equal": true,
   audit: null,
   "channel-losses": 0,

@@ -1,3 +1,4 @@
+import "./compile-at-once.js";
 import { writeSync } from "node:fs";
 import { CommanderError } from "@commander-js/extra-typings";
 import { EXIT_WATCHDOG_MS, MigrationError } from "@precopy/protocol";

@@ -11,7 +11,7 @@ const run = (totalMs: number, downtimeMs: number, used: string | null = "cubic")
   error: null,
   report: {
     "query-migrate": { status: "completed", "total-time": totalMs, ram: { transferred: 303 * 2 ** 20 } },
-    clocks: { "source-ms": downtimeMs, "guest-ms": null, "client-ms": null },
+    clocks: { "source-ms": downtimeMs, "host-ms": null, "guest-ms": null, "client-ms": null },
     iterations: [{ "bandwidth-bytes-per-second": 484e6 }, {}, {}],
     parameters: { "congestion-control": used },
   } as unknown as MigrationReport,

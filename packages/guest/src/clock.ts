@@ -1,7 +1,17 @@
+import { bootId } from "@precopy/linux";
+
 /** Milliseconds on this host's monotonic clock; the same origin in every thread of every process here, unlike performance.now(). */
 export function hostNowMs(): number {
   const [seconds, nanoseconds] = process.hrtime();
   return seconds * 1000 + nanoseconds / 1e6;
+}
+
+let boot: string | undefined;
+
+/** Now, with the name of this start of the host: two such moments can be compared if the names are equal. Undefined where it has no name. */
+export function hostTime(): { readonly boot: string; readonly ms: number } | undefined {
+  boot ??= bootId();
+  return boot === undefined ? undefined : { boot, ms: hostNowMs() };
 }
 
 /**

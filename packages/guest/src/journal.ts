@@ -99,6 +99,11 @@ export class Journal {
     }
   }
 
+  /** Has the guest's file ready, empty if it is new: the next `record` only writes. @throws as `record` */
+  open(guest: string): void {
+    this.#descriptor(guest);
+  }
+
   /** Brings what was recorded to the disk; call it after the pause. */
   async sync(guest: string): Promise<void> {
     const fd = this.#open.get(guest);

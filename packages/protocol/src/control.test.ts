@@ -57,7 +57,7 @@ const EVERY: { [T in ControlType]: Message<T> } = {
   prepared: { type: "prepared", epoch: 2, digest: null, verifyMs: 3 },
   commit: { type: "commit", epoch: 2 ** 32 - 1, elapsedMs: 20.5 },
   active: { type: "active", epoch: 2, resumeMs: 0.7 },
-  arrived: { type: "arrived", epoch: 2, guestGapMs: null },
+  arrived: { type: "arrived", epoch: 2, guestGapMs: null, ranAt: { boot: "b", ms: 1.5 } },
   abort: { type: "abort", code: "ERR_CANCELLED", message: "" },
   failed: { type: "failed", code: "ERR_MEMORY", message: "no" },
   ask: { type: "ask", guest: "g1", epoch: 2, session: "00000000-0000-4000-8000-000000000001" },

@@ -57,6 +57,8 @@ const channel = z
   .max(CHANNELS_MAX - 1);
 /** Shown to people, so no control characters. */
 const address = z.string().regex(/^[\x21-\x7e]{1,300}$/);
+/** A moment on a host's monotonic clock, and which start of which host that is. */
+const hostTime = z.strictObject({ boot: z.string().max(64), ms: z.number().nonnegative() });
 /** Where a lane stands at the target: pages below `page` of this round are stored. */
 const stored = z.strictObject({ round: count, page: count });
 const device = z.strictObject({ kind: z.literal("nic"), mac: z.string().regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/) });
@@ -117,8 +119,8 @@ const messages = {
   /** elapsedMs: since the guest was paused, on the source's clock; the guest's clock goes on from there. */
   commit: { epoch, elapsedMs: z.number().nonnegative() },
   active: { epoch, resumeMs: z.number().nonnegative() },
-  /** guestGapMs: the longest gap between two ticks of the guest around the switch; absent if it did not tick in time. */
-  arrived: { epoch, guestGapMs: z.number().nonnegative().nullable() },
+  /** guestGapMs: the longest gap between two ticks of the guest around the switch. ranAt: when the guest ran, on the monotonic clock of that start of the host. */
+  arrived: { epoch, guestGapMs: z.number().nonnegative().nullable(), ranAt: hostTime.nullable() },
   abort: { code, message: text },
   failed: { code, message: text },
   /** session: of the admission; nobody else may go on with it. */

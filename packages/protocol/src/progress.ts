@@ -110,7 +110,15 @@ export interface MigrationReport {
   readonly "query-migrate": QueryMigrate;
   readonly iterations: readonly Record<string, unknown>[];
   readonly "downtime-breakdown": DowntimeBreakdown | null;
-  readonly clocks: { readonly "source-ms": number | null; readonly "guest-ms": number | null; readonly "client-ms": number | null };
+  readonly clocks: {
+    /** The source's: pause asked for, to ACTIVE received. */
+    readonly "source-ms": number | null;
+    /** The clock of the host that both sides are on: pause asked for, to the guest running. Null between hosts. */
+    readonly "host-ms": number | null;
+    /** The guest's: longest gap between two of its ticks. */
+    readonly "guest-ms": number | null;
+    readonly "client-ms": number | null;
+  };
   /** True only if both digests matched in the commit and the audit found nothing; null if either was off. */
   readonly "digest-equal": boolean | null;
   readonly audit: AuditResult | null;

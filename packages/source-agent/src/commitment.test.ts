@@ -210,7 +210,7 @@ describe("COMMIT", () => {
     await run;
     assert.equal(bench.channels.length, 2);
     assert.equal(bench.commitment.control?.closed, undefined);
-    bench.channels[1]?.send({ type: "arrived", epoch: ATTEMPT.epoch, guestGapMs: 3 });
+    bench.channels[1]?.send({ type: "arrived", epoch: ATTEMPT.epoch, guestGapMs: 3, ranAt: null });
     await until("it is handed on", () => bench.others.length > 0);
     assert.deepEqual(bench.others, ["arrived"]);
   });

@@ -72,6 +72,7 @@ function migration(
     acceptedAtMs: performance.now() - 500,
     rounds: ROUNDS,
     guestGapMs: null,
+    hostGapMs: null,
     afterwards: undefined,
     congestionControl: "cubic",
     channelLosses: 0,
@@ -189,9 +190,14 @@ describe("query-migrate", () => {
 
 describe("a migration's report", () => {
   it("of a completed migration names both ends and the new owner's epoch, and its parts survive JSON", () => {
-    const report = migrationReport(FROM, migration("completed", { audit: audit(0), guestGapMs: 9.8765 }), RESULT, undefined);
+    const report = migrationReport(
+      FROM,
+      migration("completed", { audit: audit(0), guestGapMs: 9.8765, hostGapMs: 7.1249 }),
+      RESULT,
+      undefined,
+    );
     assert.deepEqual([report.guest, report.from, report.to, report["owner-epoch"]], ["g1", "10.0.0.1:4646", "[::1]:4647", 8]);
-    assert.deepEqual(report.clocks, { "source-ms": 8.46, "guest-ms": 9.88, "client-ms": null });
+    assert.deepEqual(report.clocks, { "source-ms": 8.46, "host-ms": 7.12, "guest-ms": 9.88, "client-ms": null });
     assert.deepEqual(report["downtime-breakdown"], { pause: 0.51, collect: 1.25, transfer: 2.5, prepare: 3, commit: 1.2 });
     assert.deepEqual(report.audit, { pages: 200_000, mismatched: 0, ms: 41.24 });
     assert.equal(report.error, null);
@@ -222,7 +228,7 @@ describe("a migration's report", () => {
     const report = migrationReport(FROM, migration("failed"), undefined, LOST);
     assert.equal(report["owner-epoch"], 7);
     assert.equal(report["downtime-breakdown"], null);
-    assert.deepEqual(report.clocks, { "source-ms": null, "guest-ms": null, "client-ms": null });
+    assert.deepEqual(report.clocks, { "source-ms": null, "host-ms": null, "guest-ms": null, "client-ms": null });
     assert.deepEqual(report.error, { code: LOST.code, message: LOST.message, remedy: LOST.remedy });
     assert.equal(report.verdict, `ERR_PEER_DEAD: ${LOST.message}`);
     assert.equal(report["digest-equal"], null);

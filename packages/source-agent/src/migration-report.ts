@@ -16,6 +16,7 @@ type Read =
   | "acceptedAtMs"
   | "rounds"
   | "guestGapMs"
+  | "hostGapMs"
   | "audit"
   | "afterwards"
   | "congestionControl"
@@ -109,6 +110,7 @@ export function migrationReport(
           },
     clocks: {
       "source-ms": result === undefined ? null : round2(result.downtimeMs),
+      "host-ms": migration.hostGapMs === null ? null : round2(migration.hostGapMs),
       "guest-ms": migration.guestGapMs === null ? null : round2(migration.guestGapMs),
       "client-ms": null,
     },

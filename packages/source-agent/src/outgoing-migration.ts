@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { endianness } from "node:os";
 import { Migration, SourceHandover } from "@precopy/engine";
 import type { FinalState, SwitchResult } from "@precopy/engine";
+import { hostTime } from "@precopy/guest";
 import type { Arbiter, Guest, GuestHost, GuestRegistry, HashTable, ZeroCheck } from "@precopy/guest";
 import {
   ADMISSION_TIMEOUT_MS,
@@ -100,6 +101,7 @@ export class OutgoingMigration {
   #telling: NodeJS.Timeout | undefined;
   #isPaused = false;
   #pausedAtGuestMs = 0;
+  #pausedAtHost: ReturnType<typeof hostTime>;
   #reached: Promise<void> | undefined;
   /** When the guest was paused, this host's clock, ms since 1970; what runs after a roll-back is from then. */
   pausedAt: number | undefined;
@@ -109,6 +111,8 @@ export class OutgoingMigration {
   /** What went wrong in the clean-up, after the outcome was clear. */
   afterwards: MigrationError | undefined;
   guestGapMs: number | null = null;
+  /** Pause asked for to guest running, where both agents are on one host. */
+  hostGapMs: number | null = null;
   audit: AuditResult | null = null;
 
   /** Writes the attempt down. */
@@ -317,10 +321,17 @@ export class OutgoingMigration {
     if (message.type === "flushed") link.onFlushed(message);
     else if (message.type === "lost") link.onLost(message);
     else if (message.type === "failed") this.#migration?.fail(peerError(message));
-    else if (message.type === "arrived") this.guestGapMs = message.guestGapMs;
+    else if (message.type === "arrived") this.#onArrived(message);
+  }
+
+  #onArrived({ guestGapMs, ranAt }: Message<"arrived">): void {
+    this.guestGapMs = guestGapMs;
+    const pausedAt = this.#pausedAtHost;
+    if (ranAt !== null && ranAt.boot === pausedAt?.boot) this.hostGapMs = ranAt.ms - pausedAt.ms;
   }
 
   async #pause(): ReturnType<Guest["pause"]> {
+    this.#pausedAtHost = hostTime();
     const state = await this.guest.pause();
     this.#isPaused = true;
     this.#pausedAtGuestMs = state.clockMs;
@@ -375,7 +386,7 @@ export class OutgoingMigration {
         elapsedMs: () => this.guest.clock.now() - this.#pausedAtGuestMs,
         onDoubt: (reason) => this.#emitDoubt(reason),
         onMessage: (message) => {
-          if (message.type === "arrived") this.guestGapMs = message.guestGapMs;
+          if (message.type === "arrived") this.#onArrived(message);
         },
       },
       control.channel,
@@ -486,14 +497,15 @@ export class OutgoingMigration {
   }
 
   /**
-   * Tells the observers, but not while the guest stands still: waking other processes up costs it milliseconds on a busy host. What happens
-   * then is told QUIET_MS later at the latest.
+   * Tells the observers, but not while the guest stands still or may do so in a moment: waking other processes up costs it milliseconds on a
+   * busy host. What happens then is told a little later.
    */
   #emit(event: ProgressEvent): void {
     this.#untold.push(event);
     const isQuiet = this.phase === "device" || this.phase === "committing";
-    if (!isQuiet) this.#tell();
-    else this.#telling ??= setTimeout(() => this.#tell(), QUIET_MS);
+    if (this.phase !== "active" && !isQuiet) return this.#tell();
+    if (isQuiet) clearTimeout(this.#telling); // else what was held back in a round would be told in the pause
+    if (isQuiet || this.#telling === undefined) this.#telling = setTimeout(() => this.#tell(), QUIET_MS);
   }
 
   #tell(): void {

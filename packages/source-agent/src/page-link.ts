@@ -3,7 +3,7 @@ import type { Bitmap } from "@precopy/guest";
 import type { LinkPort, RoundTransfer } from "@precopy/engine";
 import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS } from "@precopy/protocol";
 import type { Message, ProgressEvent } from "@precopy/protocol";
-import { peerError } from "@precopy/transport";
+import { holdCompiler, peerError } from "@precopy/transport";
 import type { LanePoint, LaneTable, PageChannel, RoundSent } from "@precopy/transport";
 
 export type LinkEvent = Omit<Extract<ProgressEvent, { type: "link" }>, "type" | "atMs">;
@@ -107,6 +107,7 @@ export class PageLink implements LinkPort {
     const started = performance.now();
     const sending = this.#begin(round, pages, this.#maxBandwidth);
     await this.#until(() => sending.unsent.size + sending.unacknowledged.size === 0);
+    holdCompiler(); // the guest may stand still next
     await this.#ports.ready(); // the guest is not paused for a target that cannot be told
     return { ...sending.totals, ms: performance.now() - started };
   }

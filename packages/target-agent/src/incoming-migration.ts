@@ -1,4 +1,4 @@
-import { Guest, joinDigests } from "@precopy/guest";
+import { Guest, hostTime, joinDigests } from "@precopy/guest";
 import type { Arbiter, GuestHost, GuestRegistry, GuestState, Reservation } from "@precopy/guest";
 import { MigrationError, RECEIVING_GRACE_MS, admitted, formatAddress, parseAddress, stepTarget } from "@precopy/protocol";
 import type { HandoverEffect, Message, Ownership, TargetEvent, TargetPhase, TargetState } from "@precopy/protocol";
@@ -52,6 +52,7 @@ export class IncomingMigration {
     this.#onImage = resolve;
   });
   #resumeMs = 0;
+  #ranAt: ReturnType<typeof hostTime>;
   #discarding: Promise<void> = Promise.resolve();
   #committing: Promise<unknown> = Promise.resolve();
 
@@ -77,8 +78,9 @@ export class IncomingMigration {
       populated: guest.populatedWords,
     });
     this.#pages.onDelivered = ({ channel, generation, round, packets }) => {
-      this.#control.send({ type: "flushed", channel, generation, round, packets });
       this.#onDelivered();
+      // In the next turn: if the guest stands still its vCPUs are told first, and load while the source is told.
+      setImmediate(() => this.#control.send({ type: "flushed", channel, generation, round, packets }));
     };
     // The source makes it again if it can; what arrived stays.
     this.#pages.onLost = ({ channel, generation }, { code, message }) =>
@@ -89,7 +91,7 @@ export class IncomingMigration {
     guest.onFailure = (error) => {
       if (this.isUndecided) this.#discardAndForget(error);
     };
-    guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs });
+    guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs, ranAt: this.#ranAt ?? null });
   }
 
   /** Reserves and creates everything; the guest is quiet and empty. @throws {MigrationError} the reason for a refusal. */
@@ -98,6 +100,7 @@ export class IncomingMigration {
     const reservation = options.registry.reserve(manifest.id, manifest.memoryBytes, epoch);
     try {
       const guest = await Guest.create(manifest, options.guests);
+      options.registry.journal.open(manifest.id); // a new file takes longer than a line, and the first line is written in the pause
       return new IncomingMigration(guest, admit, reservation, control, options);
     } catch (error) {
       reservation.release();
@@ -305,6 +308,7 @@ export class IncomingMigration {
         this.#reservation.keep(this.guest);
         this.#options.onOwned?.(this.guest.manifest.id);
         await this.guest.run(effect.epoch, true);
+        this.#ranAt = hostTime();
         this.#resumeMs = performance.now() - startedMs;
         return;
       case "free":

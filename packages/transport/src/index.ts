@@ -1,3 +1,4 @@
+export * from "./compiler-hold.js";
 export * from "./control-channel.js";
 export * from "./lane-table.js";
 export * from "./page-channel.js";
