@@ -1,4 +1,3 @@
-import "./compile-at-once.js";
 import { writeSync } from "node:fs";
 import { CommanderError } from "@commander-js/extra-typings";
 import { EXIT_WATCHDOG_MS, MigrationError } from "@precopy/protocol";

@@ -1,12 +1,13 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setFlagsFromString } from "node:v8";
 import { Guest, GuestRegistry, Journal, MemoryService, SegmentPool, layOutGuest } from "@precopy/guest";
 import type { GuestHost } from "@precopy/guest";
 import { SourceAgent } from "@precopy/source-agent";
 import type { SourceSwitches } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
-import { AgentPort } from "@precopy/transport";
+import { AgentPort, withoutHolds } from "@precopy/transport";
 import type { ChannelThreads, PumpKind } from "@precopy/transport";
 
 const MEMORY_BYTES = 32 * 2 ** 20;
@@ -15,10 +16,26 @@ const PASSES = 3;
 
 /**
  * Moves a small guest back and forth between two roles in this process before anybody waits for it. The first hand-over of a fresh process
- * otherwise runs, with a guest standing still, through code that the engine has never compiled (docs/adr/0008).
+ * otherwise runs, with a guest standing still, through code that the engine has never compiled (docs/adr/0008). What runs here for the first time
+ * becomes machine code at once, not optimized, in place of being interpreted the next times too.
  * @param host this agent's; its threads are the ones to be warmed. Nothing of the rehearsal stays in it.
  */
 export async function rehearse(
+  host: GuestHost,
+  channelThreads: ChannelThreads,
+  pump: PumpKind,
+  release: string,
+  switches: SourceSwitches,
+): Promise<void> {
+  setFlagsFromString("--always-sparkplug");
+  try {
+    await withoutHolds(() => moveBackAndForth(host, channelThreads, pump, release, switches));
+  } finally {
+    setFlagsFromString("--no-always-sparkplug");
+  }
+}
+
+async function moveBackAndForth(
   host: GuestHost,
   channelThreads: ChannelThreads,
   pump: PumpKind,

@@ -7,6 +7,17 @@ const isThere = ![...process.execArgv, process.env["NODE_OPTIONS"] ?? ""].some((
   /--(jitless|no[-_]opt|no[-_]turbofan)/.test(options),
 );
 let release: NodeJS.Timeout | undefined;
+let isHoldable = true;
+
+/** While `body` runs `holdCompiler` does nothing: what a rehearsal makes hot is to be optimized. */
+export async function withoutHolds(body: () => Promise<void>): Promise<void> {
+  isHoldable = false;
+  try {
+    await body();
+  } finally {
+    isHoldable = true;
+  }
+}
 
 /**
  * For the next 100 ms V8's optimizing compiler takes on nothing new, in no thread of this process; what is compiled already stays. Call it
@@ -14,7 +25,7 @@ let release: NodeJS.Timeout | undefined;
  * 10 ms, behind which the threads that hand the guest over would wait. The flag is the whole process's, and V8 looks at it each time.
  */
 export function holdCompiler(): void {
-  if (!isThere) return;
+  if (!isThere || !isHoldable) return;
   if (release === undefined) setFlagsFromString("--no-turbofan");
   clearTimeout(release);
   release = setTimeout(() => {
