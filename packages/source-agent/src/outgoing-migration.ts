@@ -298,6 +298,7 @@ export class OutgoingMigration {
         return { lane, ...(await carried).stored };
       },
       ready: () => control.ready(),
+      ping: () => control.channel.ping(),
       roundTripMs: () => control.channel.rttMs ?? 0,
       fail: (error) => this.#migration?.fail(error),
       onEvent: (event) => this.#emitLink(event),

@@ -94,6 +94,7 @@ class Rig {
   onOpen: (channel: number, generation: number) => Promise<void> = async () => {};
   onCarry: (lane: number, channel: number) => Promise<LanePoint> = async (lane) => ({ lane, round: 0, page: 0 });
   ready: () => Promise<void> = async () => {};
+  pings = 0;
 
   constructor(lanes: number, maxBandwidth = 0) {
     this.lanes = LaneTable.allocate(lanes);
@@ -112,6 +113,7 @@ class Rig {
         return this.onCarry(lane, channel);
       },
       ready: () => this.ready(),
+      ping: () => this.pings++,
       roundTripMs: () => 0.1,
       fail: (error) => {
         this.failures.push(error);
@@ -208,6 +210,7 @@ describe("a round", () => {
     getThrough();
     const { normalPages, zeroPages, bytes } = await sending;
     assert.deepEqual([normalPages, zeroPages, bytes], [20, 1, 2000]);
+    assert.equal(rig.pings, 1, "each round asks for the round trip anew");
   });
 
   it("that is the last ends when it is sent, and lastStored when it is acknowledged", async () => {
@@ -222,6 +225,7 @@ describe("a round", () => {
     assert.equal(stored.state, "waits");
     await rig.flushed(1, 1, 1);
     assert.equal(stored.state, "done");
+    assert.equal(rig.pings, 0, "in a pause nobody asks");
   });
 
   it("shares max-bandwidth by the pages that each lane has, so that the shares make up the whole", async () => {

@@ -15,6 +15,9 @@ export interface PageLinkPorts {
   carry(lane: number, channel: number): Promise<LanePoint>;
   /** Resolves when control messages get through. @throws {MigrationError} they never will. */
   ready(): Promise<void>;
+  /** Measures the round trip once more. */
+  ping(): void;
+  /** The shortest so far. */
   roundTripMs(): number;
   /** It cannot go on. */
   fail(error: MigrationError): void;
@@ -105,6 +108,7 @@ export class PageLink implements LinkPort {
 
   async sendRound(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
+    this.#ports.ping();
     const sending = this.#begin(round, pages, this.#maxBandwidth);
     await this.#until(() => sending.unsent.size + sending.unacknowledged.size === 0);
     holdCompiler(); // the guest may stand still next

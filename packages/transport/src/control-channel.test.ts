@@ -7,7 +7,7 @@ import { describe, it, mock } from "node:test";
 import type { TestContext } from "node:test";
 import { crc32 } from "node:zlib";
 import { CONTROL_MESSAGE_BYTES_MAX, HEARTBEAT_MS, MigrationError, PEER_DEAD_MS } from "@precopy/protocol";
-import { encodeControl } from "@precopy/protocol/control";
+import { decodeControl, encodeControl } from "@precopy/protocol/control";
 import type { Address, ControlMessage, ErrorCode } from "@precopy/protocol";
 import WebSocket from "ws";
 import { CONTROL_PATH, ControlChannel } from "./control-channel.js";
@@ -177,6 +177,25 @@ describe("ControlChannel", () => {
     await last;
     while (source.rttMs === undefined) await new Promise((resolve) => setImmediate(resolve));
     assert.ok(source.rttMs > 0 && source.rttMs < 1000, `${source.rttMs} ms`);
+  });
+
+  it("takes the shortest round trip: one answer that waited on a busy host is not the link's", async (context) => {
+    const { channel, peer } = await withBarePeer(context);
+    channel.ping(); // the second, after the first heartbeat's
+    const late = 100;
+    await new Promise((resolve) => setTimeout(resolve, late));
+    for (const id of [1, 2]) peer.send(encodeControl({ type: "pong", id }));
+    while (channel.rttMs === undefined) await new Promise((resolve) => setImmediate(resolve));
+    assert.ok(channel.rttMs >= late - 1, `${channel.rttMs} ms`); // a timer may be 1 ms early
+    peer.on("message", (data: Buffer) => {
+      const asked = decodeControl(data);
+      if (asked.type === "ping") peer.send(encodeControl({ type: "pong", id: asked.id }));
+    });
+    for (let asked = 0; channel.rttMs >= late - 1 && asked < 100; asked++) {
+      channel.ping();
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    assert.ok(channel.rttMs < late - 1, `${channel.rttMs} ms`);
   });
 
   const admit = encodeControl({ type: "ask", guest: "g", epoch: 1, session: "00000000-0000-4000-8000-000000000001" });
