@@ -54,6 +54,25 @@ export function declare(prototype: string): (...args: unknown[]) => number {
   };
 }
 
+/**
+ * A library by the name that the system's linker knows it by: gives its functions by their prototypes. Undefined where it cannot be had.
+ * Each thread opens it for itself.
+ */
+export function openLibrary(name: string): ((prototype: string) => (...args: unknown[]) => number) | undefined {
+  try {
+    const opened = library()?.koffi.load(name);
+    return (
+      opened &&
+      ((prototype) => {
+        const foreign: Foreign = opened.func(prototype);
+        return (...args) => Number(foreign(...args));
+      })
+    );
+  } catch {
+    return undefined; // koffi throws for a library that is not there
+  }
+}
+
 /** As `declare`, for what only some C libraries have; undefined where it is missing, and nothing was done. */
 export function declareOptional(prototype: string): (...args: unknown[]) => number | undefined {
   let foreign: Foreign | null | undefined;

@@ -1,8 +1,11 @@
 import { Socket } from "node:net";
+import { systemLz4 } from "@precopy/linux";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
 import type { HashTable, SharedMemory, ZeroCheck } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
 import type { ErrorCode, PacketHeader } from "@precopy/protocol";
+import { lz4Napi } from "@precopy/protocol/page-codec";
+import type { Lz4 } from "@precopy/protocol/page-codec";
 import { LaneTable } from "./lane-table.js";
 import type { SharedLanes } from "./lane-table.js";
 import { PagePacker } from "./page-packer.js";
@@ -117,7 +120,8 @@ export class ChannelEnd {
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
     const { compression, zeroCheck = "vector" } = setup;
-    const source = { memory, hashes: this.#hashes, lanes: new LaneTable(setup.lanes).lanes, compression, zeroCheck };
+    const lanes = new LaneTable(setup.lanes).lanes;
+    const source = { memory, hashes: this.#hashes, lanes, compression, lz4: () => lz4For(setup.pump), zeroCheck };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
     this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }
@@ -127,7 +131,8 @@ export class ChannelEnd {
     const hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
     this.#hashes = hashes;
     const lanes = new LaneTable(setup.lanes);
-    const store = new PageStore({ memory, hashes, channel: setup.channel, lanes, populated: new Bitmap(memory.pages, setup.populated) });
+    const populated = new Bitmap(memory.pages, setup.populated);
+    const store = new PageStore({ memory, hashes, channel: setup.channel, lanes, populated, lz4: () => lz4For(setup.pump) });
     const onFlush = ({ round, sequence, lanes: bits }: PacketHeader): void =>
       this.#reply({ type: "flushed", round, lanes: bits, packets: sequence + 1, digest: hashes?.digest() });
     if (setup.pump === "direct" && setup.fd !== undefined)
@@ -156,3 +161,6 @@ export class ChannelEnd {
     collectDropped();
   }
 }
+
+/** The portable pump is for where nothing but Node can be counted on. */
+const lz4For = (pump: PumpKind): Lz4 => (pump === "direct" ? systemLz4() : undefined) ?? lz4Napi;

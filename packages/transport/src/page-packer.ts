@@ -13,7 +13,8 @@ import {
   TABLE_BYTES_MAX,
   encodeHeader,
 } from "@precopy/protocol";
-import { encodeBlock } from "@precopy/protocol/page-codec";
+import { encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
+import type { Lz4 } from "@precopy/protocol/page-codec";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
@@ -55,6 +56,8 @@ export interface PackerSource {
   /** How many there are; each round names those it sends. */
   readonly lanes: number;
   readonly compression: "none" | "lz4";
+  /** Asked for when the first block is made; default lz4-napi. */
+  readonly lz4?: () => Lz4;
   /** Default vector. */
   readonly zeroCheck?: ZeroCheck;
 }
@@ -70,6 +73,7 @@ export class PagePacker {
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #block: Buffer | undefined; // raw, being filled
+  #lz4: Lz4 | undefined;
   readonly #renew: VisitPages | undefined;
   #data = 0; // entries used
   #zero = 0;
@@ -183,12 +187,13 @@ export class PagePacker {
    */
   async #compress(): Promise<Buffer> {
     const { memory } = this.#source;
+    const lz4 = (this.#lz4 ??= this.#source.lz4?.() ?? lz4Napi);
     const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
     const block = (this.#block ??= Buffer.allocUnsafeSlow(BLOCK_BYTES));
     let bytes = 0;
     let raw = 0; // of the block being filled
     const end = (): void => {
-      bytes += encodeBlock(block.subarray(0, raw), payload, bytes);
+      bytes += encodeBlock(block.subarray(0, raw), payload, bytes, lz4);
       raw = 0;
     };
     for (let at = 0; at < this.#data; at += 2) {
@@ -202,7 +207,7 @@ export class PagePacker {
       }
     }
     if (raw > 0) end();
-    if (dropped(bytes)) await new Promise((resolve) => setImmediate(resolve));
+    if (lz4.leavesGarbage && dropped(bytes)) await new Promise((resolve) => setImmediate(resolve));
     return payload.subarray(0, bytes);
   }
 }

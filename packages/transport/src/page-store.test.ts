@@ -17,7 +17,7 @@ import {
   encodeHeader,
 } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
-import { encodeBlock } from "@precopy/protocol/page-codec";
+import { encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
 import fc from "fast-check";
 import { LaneTable } from "./lane-table.js";
 import { PageStore } from "./page-store.js";
@@ -239,7 +239,7 @@ describe("PageStore", () => {
   it("clears a page that came in a good block before a corrupt one when it comes as zero on the channel's next generation", () => {
     const { memory, populated, hashes, lanes, push } = target();
     const block = Buffer.alloc(4 + 16 * PAGE_BYTES);
-    const good = block.subarray(0, encodeBlock(Buffer.alloc(16 * PAGE_BYTES, 7), block, 0));
+    const good = block.subarray(0, encodeBlock(Buffer.alloc(16 * PAGE_BYTES, 7), block, 0, lz4Napi));
     const blocks = Buffer.concat([good, Buffer.alloc(good.byteLength, 0xff)]);
     const bytes = packet([[0, 32]], [], { encoding: PageEncoding.Lz4 }, blocks);
     assert.throws(() => push(bytes), { code: "ERR_BLOCK_CORRUPT" });

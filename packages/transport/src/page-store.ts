@@ -12,7 +12,8 @@ import {
   RUN_BYTES,
   STRIPE_PAGES,
 } from "@precopy/protocol";
-import { BlockReader } from "@precopy/protocol/page-codec";
+import { BlockReader, lz4Napi } from "@precopy/protocol/page-codec";
+import type { Lz4 } from "@precopy/protocol/page-codec";
 import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 import { lanesOfBits } from "./lane-table.js";
 import type { LaneTable } from "./lane-table.js";
@@ -29,6 +30,8 @@ export interface StoreTarget {
   readonly lanes: LaneTable;
   /** Pages that may be other than zero; the stripes of a lane are its carrier's alone until the guest runs. */
   readonly populated: Bitmap;
+  /** Asked for when the first block comes; default lz4-napi. */
+  readonly lz4?: () => Lz4;
 }
 
 /**
@@ -38,6 +41,7 @@ export interface StoreTarget {
 export class PageStore implements PacketSink {
   readonly bounds: RunBounds;
   readonly #target: StoreTarget;
+  #lz4: Lz4 | undefined;
   #header: PacketHeader | undefined;
   #head: Buffer = Buffer.alloc(0);
   #dataPages = 0;
@@ -146,10 +150,11 @@ export class PageStore implements PacketSink {
   }
 
   #storeBlocks(payload: Buffer): void {
-    const blocks = new BlockReader(payload, this.#dataPages);
+    const lz4 = (this.#lz4 ??= this.#target.lz4?.() ?? lz4Napi);
+    const blocks = new BlockReader(payload, this.#dataPages, lz4);
     for (let pages = blocks.next(); pages !== undefined; pages = blocks.next()) {
       this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
-      dropped(pages.byteLength);
+      if (lz4.leavesGarbage) dropped(pages.byteLength);
     }
   }
 

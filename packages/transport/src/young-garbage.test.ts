@@ -11,7 +11,7 @@ async function kept(between: string, atEnd: string): Promise<number> {
   const code = `
     (async () => {
       const { dropped, collectDropped } = await import(${JSON.stringify(MODULE)});
-      const { encodeBlock } = await import(${JSON.stringify(CODEC)});
+      const { encodeBlock, lz4Napi } = await import(${JSON.stringify(CODEC)});
       const { randomFillSync } = require("node:crypto");
       const turn = () => new Promise((resolve) => setImmediate(resolve));
       const raw = Buffer.alloc(65536);
@@ -20,7 +20,7 @@ async function kept(between: string, atEnd: string): Promise<number> {
       let peak = 0;
       for (let at = 0; at < 6144; at++) {
         randomFillSync(raw, 0, 32768);
-        const bytes = encodeBlock(raw, block, 0);
+        const bytes = encodeBlock(raw, block, 0, lz4Napi);
         ${between}
         if (at % 16 === 0) await turn();
         peak = Math.max(peak, process.memoryUsage().external - before);
