@@ -77,7 +77,7 @@ describe("bad input gets one clear line, a remedy and an exit code of its own", 
     const outcome = await precopy(args, { env: { PRECOPY_WITHOUT: "zero-check" } });
     assert.equal(outcome.code, 2, outcome.stderr);
     oneLine(outcome.stderr);
-    assert.match(outcome.stderr, /"zero-check" is no optimisation; known: deferred-cleanup, vector-zero-check, populated-map/);
+    assert.match(outcome.stderr, /"zero-check" is no optimisation; known: deferred-cleanup, vector-zero-check, populated-map, rehearsal/);
   });
 
   it("a peer that is no agent", async () => {

@@ -156,9 +156,10 @@ export class Agent {
     try {
       await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
       // No rehearsal is worth an agent that does not start.
-      await rehearse(host, channelThreads, choosePump(options.pump), RELEASE, switches).catch((error: unknown) =>
-        log.warn({ err: error }, "the rehearsal failed"),
-      );
+      if (!without.has("rehearsal"))
+        await rehearse(host, channelThreads, choosePump(options.pump), RELEASE, switches).catch((error: unknown) =>
+          log.warn({ err: error }, "the rehearsal failed"),
+        );
       agent.#port = await AgentPort.listen(
         options.listen,
         {

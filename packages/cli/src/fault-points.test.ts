@@ -60,7 +60,7 @@ describe("what is not understood is refused, with what is known", () => {
 
   for (const text of ["zero-check", "populated-map,zero-check", "Populated-Map", "all"])
     it(`PRECOPY_WITHOUT=${text}`, () => {
-      const message = /" is no optimisation; known: deferred-cleanup, vector-zero-check, populated-map$/;
+      const message = /" is no optimisation; known: deferred-cleanup, vector-zero-check, populated-map, rehearsal$/;
       assert.throws(() => faults({ PRECOPY_WITHOUT: text }), refusal(message));
     });
 

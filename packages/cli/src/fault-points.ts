@@ -67,7 +67,7 @@ type Environment = Readonly<Record<string, string | undefined>>;
 const PURPOSES = {
   PRECOPY_FAULT: "fail on purpose for a test",
   PRECOPY_FORGET_DIRTY: "fail on purpose for a test",
-  PRECOPY_WITHOUT: "slower on purpose for a bench",
+  PRECOPY_WITHOUT: "slower on purpose for a bench or a test",
 } as const;
 
 /** A production agent must not obey an environment variable that somebody left behind. @throws {MigrationError} ERR_PARAMETER */
@@ -93,12 +93,13 @@ export const OPTIMISATIONS = [
   "deferred-cleanup", // channels and dirty log are ended in the pause, before COMMIT, and not when the guest runs at the target
   "vector-zero-check", // pages are looked at a word at a time, in JavaScript
   "populated-map", // the first round considers every page, memory included that was never populated
+  "rehearsal", // the first hand-over runs code that was never compiled; an agent is up in less time
 ] as const;
 export type Optimisation = (typeof OPTIMISATIONS)[number];
 const isOptimisation = (text: string): text is Optimisation => OPTIMISATIONS.some((name) => name === text);
 
 /**
- * PRECOPY_WITHOUT=NAME[,NAME...] switches optimisations of the source off; empty without it.
+ * PRECOPY_WITHOUT=NAME[,NAME...] switches optimisations off; empty without it.
  * @param isAllowed `--fault-points` was given.
  * @throws {MigrationError} ERR_PARAMETER if it was not, and for a name that is not known.
  */

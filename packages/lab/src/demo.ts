@@ -38,13 +38,15 @@ const SETTLE_MS = 500;
 export async function runDemo(plan: DemoPlan, onEvent: (event: ProgressEvent) => void, say: (text: string) => void): Promise<DemoResult> {
   const folder = mkdtempSync(join(tmpdir(), "precopy-demo-"));
   const children: JsonChild[] = [];
+  let isOver = false;
   const start = (name: string, ...rest: string[]): JsonChild => {
+    if (isOver) throw interruption(); // the demo goes on beside its end, until it waits for a child that has ended
     const child = new JsonChild(name, [...plan.command, ...rest, "--json"]);
     children.push(child);
     return child;
   };
   const interrupted = new Promise<never>((_, reject) => {
-    const interrupt = (): void => reject(new MigrationError("ERR_CANCELLED", "Interrupted"));
+    const interrupt = (): void => reject(interruption());
     if (plan.signal.aborted) interrupt();
     plan.signal.addEventListener("abort", interrupt, { once: true });
   });
@@ -53,11 +55,13 @@ export async function runDemo(plan: DemoPlan, onEvent: (event: ProgressEvent) =>
     return await Promise.race([drive(plan, folder, start, onEvent, say), interrupted]);
   } finally {
     // The client first: it would count the end of the agents as an outage.
+    isOver = true;
     for (const child of children.toReversed()) await child.end();
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
+const interruption = (): MigrationError => new MigrationError("ERR_CANCELLED", "Interrupted");
 type Start = (name: string, ...rest: string[]) => JsonChild;
 const text = (line: JsonLine, key: string): string => String(line[key]);
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
