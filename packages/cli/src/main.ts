@@ -11,7 +11,8 @@ import { StopSwitch } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
 
 const stopping = new StopSwitch(() => process.kill(process.pid, "SIGKILL"));
-stopping.signal.addEventListener("abort", watch, { once: true });
+// A demo ends its agents one by one, each of which may take seconds on a busy host; who will not wait signals once more.
+stopping.signal.addEventListener("abort", () => watch(10 * EXIT_WATCHDOG_MS), { once: true });
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stopping.request());
 // A reader that has enough (`| head`) is no mistake of ours.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
@@ -20,8 +21,8 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
 });
 
 /** Ends the process if a thread still hangs after everything was released: process.exit would wait for it for ever. */
-function watch(): void {
-  setTimeout(() => process.kill(process.pid, "SIGKILL"), 2 * EXIT_WATCHDOG_MS).unref();
+function watch(ms: number): void {
+  setTimeout(() => process.kill(process.pid, "SIGKILL"), ms).unref();
 }
 
 function fail(thrown: unknown): void {
@@ -60,6 +61,6 @@ try {
     process.exitCode = thrown.exitCode; // it has said why
   else fail(thrown);
 }
-watch();
+watch(2 * EXIT_WATCHDOG_MS);
 // Standard input may still be open, and nothing else is left.
 process.stdin.destroy();
