@@ -124,8 +124,8 @@ export class Lab {
   async runsAt(agent: AgentHandle, epoch: number): Promise<void> {
     for (let tries = 0; ; tries++) {
       const guest = await this.guestAt(agent);
-      if (guest?.phase === "running") return assert.equal(guest.epoch, epoch);
-      assert.ok(tries < 60, `guest at ${agent.name}: ${JSON.stringify(guest)}`);
+      if (guest?.phase === "running" && guest.epoch === epoch) return;
+      assert.ok(tries < 60, `guest at ${agent.name}, awaited at epoch ${epoch}: ${JSON.stringify(guest)}`);
       await sleep(250);
     }
   }

@@ -14,7 +14,7 @@ afterEach(() => lab.end());
 
 describe("the operator", () => {
   it("takes a guest back from a target that is prepared and has not got COMMIT: nothing is lost, and the target lets go", async () => {
-    const source = await lab.source("a", [], "source.committing=hold:4000");
+    const source = await lab.source("a", [], "source.committing=hold:8000");
     const target = await lab.agent("target", "b");
     const client = await lab.client();
     const migration = lab.migrate(source, target.listen);
