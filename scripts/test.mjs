@@ -23,7 +23,7 @@ const parts = [
 let isFailed = false;
 for (const { name, files, isCovered } of parts) {
   console.log(`# ${name}: ${files.length} files`);
-  const test = ["--test", "--test-concurrency=2", "--test-reporter=spec", "--test-timeout=180000", ...files];
+  const test = ["--test", "--test-concurrency=2", "--test-reporter=spec", "--test-timeout=300000", ...files];
   const options = { cwd: root, stdio: "inherit" };
   const { status } = isCovered
     ? spawnSync("npx", ["c8", ...COVERAGE, process.execPath, ...test], options)
