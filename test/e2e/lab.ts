@@ -20,25 +20,25 @@ export interface Outcome {
   readonly stderr: string;
 }
 
-/** Runs one command to its end. */
+/** Runs one command to its end. @param signalAt on standard output: interrupts it as Ctrl-C does, once. */
 export function precopy(
   args: readonly string[],
-  { signalAfterMs, env = {} }: { signalAfterMs?: number; env?: Record<string, string> } = {},
+  { signalAt, env = {} }: { signalAt?: string; env?: Record<string, string> } = {},
 ): Promise<Outcome> {
   return new Promise((resolve) => {
     const child = spawn(process.execPath, [PRECOPY, ...args], { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, ...env } });
     const outcome = { code: null as number | null, stdout: "", stderr: "" };
+    let isInterrupted = signalAt === undefined;
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
       outcome.stdout += text;
+      if (isInterrupted || !outcome.stdout.includes(signalAt ?? "")) return;
+      isInterrupted = true;
+      child.kill("SIGINT");
     });
     child.stderr.setEncoding("utf8").on("data", (text: string) => {
       outcome.stderr += text;
     });
-    const timer = signalAfterMs === undefined ? undefined : setTimeout(() => child.kill("SIGINT"), signalAfterMs);
-    child.on("close", (code) => {
-      clearTimeout(timer);
-      resolve({ ...outcome, code });
-    });
+    child.on("close", (code) => resolve({ ...outcome, code }));
   });
 }
 
@@ -124,8 +124,8 @@ export class Lab {
   async runsAt(agent: AgentHandle, epoch: number): Promise<void> {
     for (let tries = 0; ; tries++) {
       const guest = await this.guestAt(agent);
-      if (guest?.phase === "running" && guest.epoch === epoch) return;
-      assert.ok(tries < 60, `guest at ${agent.name}, awaited at epoch ${epoch}: ${JSON.stringify(guest)}`);
+      if (guest?.phase === "running") return assert.equal(guest.epoch, epoch);
+      assert.ok(tries < 60, `guest at ${agent.name}: ${JSON.stringify(guest)}`);
       await sleep(250);
     }
   }

@@ -56,7 +56,7 @@ export interface PackerSource {
   /** How many there are; each round names those it sends. */
   readonly lanes: number;
   readonly compression: "none" | "lz4";
-  /** Asked for when the first block is made; default lz4-napi. */
+  /** Asked for when blocks are made, not before: a channel without them opens no library. Default lz4-napi. */
   readonly lz4?: () => Lz4;
   /** Default vector. */
   readonly zeroCheck?: ZeroCheck;
@@ -73,7 +73,6 @@ export class PagePacker {
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #block: Buffer | undefined; // raw, being filled
-  #lz4: Lz4 | undefined;
   readonly #renew: VisitPages | undefined;
   #data = 0; // entries used
   #zero = 0;
@@ -187,7 +186,7 @@ export class PagePacker {
    */
   async #compress(): Promise<Buffer> {
     const { memory } = this.#source;
-    const lz4 = (this.#lz4 ??= this.#source.lz4?.() ?? lz4Napi);
+    const lz4 = this.#source.lz4?.() ?? lz4Napi;
     const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
     const block = (this.#block ??= Buffer.allocUnsafeSlow(BLOCK_BYTES));
     let bytes = 0;

@@ -30,7 +30,7 @@ export interface StoreTarget {
   readonly lanes: LaneTable;
   /** Pages that may be other than zero; the stripes of a lane are its carrier's alone until the guest runs. */
   readonly populated: Bitmap;
-  /** Asked for when the first block comes; default lz4-napi. */
+  /** Asked for when blocks come, not before: a channel without them opens no library. Default lz4-napi. */
   readonly lz4?: () => Lz4;
 }
 
@@ -41,7 +41,6 @@ export interface StoreTarget {
 export class PageStore implements PacketSink {
   readonly bounds: RunBounds;
   readonly #target: StoreTarget;
-  #lz4: Lz4 | undefined;
   #header: PacketHeader | undefined;
   #head: Buffer = Buffer.alloc(0);
   #dataPages = 0;
@@ -150,7 +149,7 @@ export class PageStore implements PacketSink {
   }
 
   #storeBlocks(payload: Buffer): void {
-    const lz4 = (this.#lz4 ??= this.#target.lz4?.() ?? lz4Napi);
+    const lz4 = this.#target.lz4?.() ?? lz4Napi;
     const blocks = new BlockReader(payload, this.#dataPages, lz4);
     for (let pages = blocks.next(); pages !== undefined; pages = blocks.next()) {
       this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
