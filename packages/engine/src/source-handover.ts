@@ -37,6 +37,14 @@ export class SourceHandover {
     if (sourceMayAbort(this.#state.phase)) this.step(code === "ERR_CANCELLED" ? "cancel" : "fail");
   }
 
+  /** True if a COMMIT that a step asked for was not sent yet and may still go out. Takes nothing else: the rest is whoever ends the hand-over's. */
+  takeCommit(): boolean {
+    const isCommit = (effect: HandoverEffect): boolean => effect.effect === "send" && effect.message === "commit";
+    const isOwed = this.#owed.some(isCommit);
+    this.#owed = this.#owed.filter((effect) => !isCommit(effect));
+    return isOwed && !this.isOver;
+  }
+
   /** What the steps so far asked for and nobody took yet, in order. */
   takeEffects(): readonly HandoverEffect[] {
     return this.#owed.splice(0);

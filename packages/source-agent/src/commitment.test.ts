@@ -316,6 +316,21 @@ describe("take-back", () => {
     assert.deepEqual([bench.phase(), bench.heard], ["taken-back", ["commit", "ask", "abort", "ask"]]);
   });
 
+  it("that comes before COMMIT has gone out keeps it here for good, and the guest is left to be resumed one epoch higher", async (context) => {
+    const bench = await decided(context, script(owner("discarded")));
+    // Both are asked for in one turn of the event loop, the operator first: what ends the hand-over is not there yet when `run` begins.
+    const taking = bench.commitment.takeBack(neverForced);
+    const run = bench.commitment.run();
+    assert.deepEqual(await taking, { answer: "discarded", wasForced: false });
+    await run;
+    assert.deepEqual([bench.phase(), bench.heard], ["taken-back", ["ask"]]);
+    const effects = bench.handover.takeEffects();
+    assert.deepEqual(
+      effects.find(({ effect }) => effect === "run"),
+      { effect: "run", epoch: ATTEMPT.epoch + 1 },
+    );
+  });
+
   it("finds out that the target became the owner, before the abort or in spite of it, and the guest is the target's", async (context) => {
     for (const answers of [[owner("active")], [owner("prepared"), owner("active")]]) {
       const bench = await doubted(context, script("silence", ...answers));

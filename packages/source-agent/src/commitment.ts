@@ -60,7 +60,10 @@ export class Commitment {
   async run(): Promise<void> {
     const { handover, arbitration } = this.#ports;
     const startedAt = performance.now();
-    if (handover.state.phase === "committing") await this.#inTurn(() => this.#carryOut());
+    // Looked at in its turn: an operator who came first may have ended the hand-over, and then no COMMIT goes out.
+    await this.#inTurn(async () => {
+      if (handover.state.phase === "committing") await this.#carryOut();
+    });
     while (!handover.isOver) {
       await this.#rest();
       if (this.#abandoned !== undefined) throw this.#abandoned;
@@ -127,11 +130,11 @@ export class Commitment {
     });
   }
 
-  /** Sends what the last step asked for, and waits a moment for ACTIVE. */
+  /** Sends COMMIT if a step asked for it, and waits a moment for ACTIVE. */
   async #carryOut(): Promise<void> {
     const { handover } = this.#ports;
     const control = this.#control;
-    if (!handover.takeEffects().some((effect) => effect.effect === "send" && effect.message === "commit") || control === undefined) return;
+    if (!handover.takeCommit() || control === undefined) return;
     try {
       const active = control.expect(["active"], ACTIVE_TIMEOUT_MS, silence("COMMIT"));
       control.send({ type: "commit", epoch: this.#ports.attempt.epoch, elapsedMs: this.#ports.elapsedMs() });
