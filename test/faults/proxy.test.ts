@@ -5,7 +5,7 @@ import { connect, createServer } from "node:net";
 import type { AddressInfo, Server, Socket } from "node:net";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import { Boundaries } from "./boundaries.js";
-import { FaultProxy } from "./proxy.js";
+import { FaultProxy, reset } from "./proxy.js";
 import type { Effect, WireFault } from "./proxy.js";
 
 const CONTROL_HEAD = "GET /v1/control HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -292,7 +292,7 @@ describe("the link", () => {
     const resetting = await dial();
     resetting.write(CONTROL_HEAD);
     await sink.until(() => sink.sockets.length === 2);
-    resetting.resetAndDestroy();
+    reset(resetting);
     await sink.until(() => sink.ends[1] === "rst");
   });
 

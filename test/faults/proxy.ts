@@ -51,7 +51,7 @@ function channelOf(head: string): Channel {
  * An abortive close and no more: `resetAndDestroy` sends a FIN first, because it ends the stream before it resets it. Where an end is under way
  * already a plain close has to do: to libuv a reset is an error then, after which Node never closes the handle.
  */
-function reset(socket: Socket): void {
+export function reset(socket: Socket): void {
   if (!socket.writableEnded) Reflect.set(socket, "resetAndClosing", true); // what `resetAndDestroy` sets for `destroy`
   socket.destroy();
 }
