@@ -77,7 +77,7 @@ reservation.keep(guest);
 await sleep(300);
 const before = countOf(guest);
 console.log(`here, epoch ${guest.epoch}: ${before > 0 ? "counting" : "STANDING STILL"}`);
-const report = await source.migrate(port.address, { downtimeLimitMs: 100 });
+const report = await source.migrate(port.address);
 const moved = there.registry.require();
 const arrived = countOf(moved);
 await sleep(300);

@@ -9,8 +9,8 @@ import { RoundStats } from "./round-stats.js";
 /** 100,000 B/ms, and a fixed part of a round if given. */
 function statsWith(fixedMs?: number): RoundStats {
   const stats = new RoundStats();
-  stats.add({ normalPages: 0, zeroPages: 0, bytes: 10_000_000, ms: 100 });
-  if (fixedMs !== undefined) stats.add({ normalPages: 0, zeroPages: 0, bytes: 0, ms: fixedMs });
+  stats.add({ normalPages: 0, zeroPages: 0, bytes: 10_000_000, ms: 100 }, 0);
+  if (fixedMs !== undefined) stats.add({ normalPages: 0, zeroPages: 0, bytes: 0, ms: fixedMs }, 0);
   return stats;
 }
 const none: FixedParts = { pauseMs: 0, collectMs: 0, roundTripMs: 0, resumeMs: 0 };

@@ -10,14 +10,14 @@ import type { SwitchResult } from "./migration.js";
 const span = (pages: number): number[] => Array.from({ length: pages }, (_, at) => at);
 
 function migrationWith(ports: FakePorts, mode: MigrationParameters["mode"] = "precopy"): Migration {
-  return new Migration({ pages: 100, parameters: { ...DEFAULT_PARAMETERS, mode }, acceptedAtMs: 900 }, ports, ports.machine);
+  return new Migration({ pages: 400, parameters: { ...DEFAULT_PARAMETERS, mode }, acceptedAtMs: 900 }, ports, ports.machine);
 }
 /** Two rounds of 50 and 10 ms: the second leaves as much as the first, so a third is not worth it. */
 function busyPorts(): FakePorts {
   const ports = new FakePorts();
   ports.costMs = { start: 4, collect: 1, pause: 2, sendLast: 3, prepare: 5, commit: 6 };
-  ports.pageMs = 0.5;
-  ports.finds = [span(100), span(20), span(20), [98, 99]];
+  ports.pageMs = 0.125;
+  ports.finds = [span(400), span(80), span(80), [398, 399]];
   return ports;
 }
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
@@ -83,7 +83,7 @@ describe("a migration that nothing disturbs", () => {
   it("sends in the pause what the last round left and what was dirtied since, each page once", async () => {
     const ports = busyPorts();
     await migrationWith(ports).run();
-    assert.ok(ports.calls.includes(`sendLast 3 ${JSON.stringify([...span(20), 98, 99])}`), ports.calls.join("; "));
+    assert.ok(ports.calls.includes(`sendLast 3 ${JSON.stringify([...span(80), 398, 399])}`), ports.calls.join("; "));
   });
 
   it("measures a downtime whose parts add up, and a total and a setup time from the command on", async () => {
@@ -93,7 +93,7 @@ describe("a migration that nothing disturbs", () => {
     assert.equal(result.downtimeMs, 17);
     assert.equal(result.setupMs, 104, "100 before it began, 4 to start the log");
     assert.equal(result.totalMs, 100 + 4 + (50 + 1) + (10 + 1) + 17);
-    assert.equal(result.downtimeBytes, 22 * PAGE_BYTES);
+    assert.equal(result.downtimeBytes, 82 * PAGE_BYTES);
     assert.equal(result.expectedDowntimeMs, ports.rounds.at(-1)?.expectedDowntimeMs);
   });
 
@@ -107,7 +107,7 @@ describe("a migration that nothing disturbs", () => {
     const last = ports.rounds.at(-1);
     assert.deepEqual(
       [last?.decision, last?.dirtyPages, last?.startMs, last?.durationMs, last?.collectMs],
-      ["last round: guest paused", 22, 166, 11, 1],
+      ["last round: guest paused", 82, 166, 11, 1],
     );
   });
 
@@ -224,7 +224,7 @@ describe("a migration that is hit", () => {
   it("when it does not converge ends as failed with ERR_NOT_CONVERGING, the guest never paused", async () => {
     const ports = new FakePorts();
     ports.costMs = { sendRound: 5000 };
-    ports.finds = Array.from({ length: 50 }, () => span(100));
+    ports.finds = Array.from({ length: 50 }, () => span(400));
     const migration = migrationWith(ports);
     const error = await failureOf(migration.run());
     assert.equal(error.code, "ERR_NOT_CONVERGING");

@@ -6,6 +6,8 @@ export interface RoundOutlook {
   readonly remainingPages: number;
   /** Over the time between the last two collections. */
   readonly dirtyPagesPerSecond: number;
+  /** What the link carries while a round's bytes are under way; Infinity if nothing was sent yet. */
+  readonly sendPagesPerSecond: number;
   readonly expectedDowntimeMs: number;
   /** How long it would take to send `remainingPages` in one more round. */
   readonly nextRoundMs: number;
@@ -64,8 +66,8 @@ function isStalled(history: readonly RoundOutlook[], rounds: number): boolean {
 function verdict(history: readonly RoundOutlook[], downtimeLimitMs: number): string {
   const best = Math.min(...history.map(({ expectedDowntimeMs }) => expectedDowntimeMs));
   const now = history.at(-1);
-  const dirtying = now === undefined ? "?" : formatBandwidth(now.dirtyPagesPerSecond * PAGE_BYTES);
-  const sending =
-    now === undefined || now.nextRoundMs <= 0 ? "?" : formatBandwidth((now.remainingPages * PAGE_BYTES * 1000) / now.nextRoundMs);
+  const speed = (pagesPerSecond = Infinity): string =>
+    Number.isFinite(pagesPerSecond) ? formatBandwidth(pagesPerSecond * PAGE_BYTES) : "?";
+  const [dirtying, sending] = [speed(now?.dirtyPagesPerSecond), speed(now?.sendPagesPerSecond)];
   return `dirtying ${dirtying}, sending ${sending}: the best reachable pause is about ${best.toFixed(0)} ms, downtime-limit is ${downtimeLimitMs} ms`;
 }

@@ -5,7 +5,7 @@ import { FakePorts, pagesOf } from "./fake-ports.js";
 import { preCopy } from "./round-loop.js";
 import type { RoundLoopResult } from "./round-loop.js";
 
-const PAGES = 100;
+const PAGES = 400;
 const STARTED_AT = 900; // the fake clock begins at 1000
 
 const run = (ports: FakePorts, downtimeLimitMs = 300): Promise<RoundLoopResult> =>
@@ -17,22 +17,22 @@ const span = (pages: number, first = 0): number[] => Array.from({ length: pages 
 describe("preCopy", () => {
   it("starts the log, and then collects only after each round was acknowledged: collect, send, collect, send, collect", async () => {
     const ports = new FakePorts();
-    ports.pageMs = 0.5;
-    ports.finds = [span(100), span(20), span(20, 40)];
+    ports.pageMs = 0.125;
+    ports.finds = [span(400), span(80), span(80, 40)];
     await run(ports);
     assert.deepEqual(ports.calls, [
-      `start ${JSON.stringify(span(100))}`,
-      `sendRound 1 ${JSON.stringify(span(100))}`,
-      `collect ${JSON.stringify(span(20))}`,
-      `sendRound 2 ${JSON.stringify(span(20))}`,
-      `collect ${JSON.stringify(span(20, 40))}`, // as much as before: a third round is not worth it
+      `start ${JSON.stringify(span(400))}`,
+      `sendRound 1 ${JSON.stringify(span(400))}`,
+      `collect ${JSON.stringify(span(80))}`,
+      `sendRound 2 ${JSON.stringify(span(80))}`,
+      `collect ${JSON.stringify(span(80, 40))}`, // as much as before: a third round is not worth it
     ]);
   });
 
   it("keeps a round's bits until its acknowledgement, and sends none of them again unless they were dirtied again", async () => {
     const ports = new FakePorts();
-    ports.pageMs = 0.5;
-    ports.finds = [span(90), span(20, 80), span(20)];
+    ports.pageMs = 0.125;
+    ports.finds = [span(360), span(80, 320), span(80)];
     const { link } = ports;
     const { sendRound } = link;
     const before: number[][] = [];
@@ -45,29 +45,29 @@ describe("preCopy", () => {
       return sent;
     };
     await run(ports);
-    assert.deepEqual(before, [span(90), span(20, 80)]);
+    assert.deepEqual(before, [span(360), span(80, 320)]);
     assert.deepEqual(after, before);
   });
 
   it("returns exactly the pages of the last collection, none of which was sent since", async () => {
     const ports = new FakePorts();
-    ports.pageMs = 0.5;
-    ports.finds = [span(100), span(20), span(19, 7), [99]];
+    ports.pageMs = 0.125;
+    ports.finds = [span(400), span(80), span(76, 7), [99]];
     const { remaining, rounds } = await run(ports);
-    assert.deepEqual(pagesOf(remaining), span(19, 7));
+    assert.deepEqual(pagesOf(remaining), span(76, 7));
     assert.equal(rounds, 2);
-    assert.equal(ports.calls.at(-1), `collect ${JSON.stringify(span(19, 7))}`);
+    assert.equal(ports.calls.at(-1), `collect ${JSON.stringify(span(76, 7))}`);
   });
 
   it("reports each round with its own numbers, on a clock that began when the command was accepted", async () => {
     const ports = new FakePorts();
     ports.costMs = { start: 4, collect: 3 };
-    ports.pageMs = 0.5;
-    ports.finds = [span(100), span(20), span(20)];
+    ports.pageMs = 0.125;
+    ports.finds = [span(400), span(80), span(80)];
     const { expectedDowntimeMs } = await run(ports);
     const [first, second] = ports.rounds;
     assert.equal(ports.rounds.length, 2);
-    const bandwidth = (100 * PAGE_BYTES * 1000) / 50;
+    const bandwidth = ((400 * PAGE_BYTES) / (50 - 0.1)) * 1000; // the round trip left out
     assert.deepEqual(
       { ...first, decision: first?.decision.split(":")[0], expectedDowntimeMs: undefined },
       {
@@ -75,27 +75,27 @@ describe("preCopy", () => {
         startMs: 104,
         durationMs: 50,
         collectMs: 4,
-        dirtyPages: 100,
-        normalPages: 100,
+        dirtyPages: 400,
+        normalPages: 400,
         zeroPages: 0,
-        bytes: 100 * PAGE_BYTES,
+        bytes: 400 * PAGE_BYTES,
         bandwidthBytesPerSecond: bandwidth,
         dirtyPagesPerSecond: undefined, // what the guest held is not what it dirtied
         expectedDowntimeMs: undefined,
-        remainingPages: 20,
+        remainingPages: 80,
         decision: "next round",
       },
     );
-    // Dirtied between the two collections: 20 pages in 50 ms of sending and 3 ms of collecting.
-    assert.ok(Math.abs((second?.dirtyPagesPerSecond ?? 0) - 20_000 / 53) < 1e-6, String(second?.dirtyPagesPerSecond));
-    assert.deepEqual([second?.startMs, second?.collectMs, second?.dirtyPages, second?.decision.split(":")[0]], [157, 3, 20, "switch over"]);
+    // Dirtied between the two collections: 80 pages in 50 ms of sending and 3 ms of collecting.
+    assert.ok(Math.abs((second?.dirtyPagesPerSecond ?? 0) - 80_000 / 53) < 1e-6, String(second?.dirtyPagesPerSecond));
+    assert.deepEqual([second?.startMs, second?.collectMs, second?.dirtyPages, second?.decision.split(":")[0]], [157, 3, 80, "switch over"]);
     assert.equal(second?.expectedDowntimeMs, expectedDowntimeMs);
   });
 
   it("gives up with ERR_NOT_CONVERGING, the rounds it took and the policy's verdict, when every round leaves as much as before", async () => {
     const ports = new FakePorts();
     ports.costMs = { sendRound: 5000 };
-    ports.finds = Array.from({ length: 50 }, () => span(100));
+    ports.finds = Array.from({ length: 50 }, () => span(400));
     const error = await run(ports, 300).then(() => assert.fail("it converged"), MigrationError.from);
     assert.equal(error.code, "ERR_NOT_CONVERGING");
     assert.match(

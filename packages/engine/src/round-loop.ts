@@ -47,7 +47,7 @@ export async function preCopy(
     const dirtyPages = bitmap.count();
     const startMs = clock() - startedAtMs;
     const transfer = await link.sendRound(round, bitmap);
-    stats.add(transfer);
+    stats.add(transfer, link.roundTripMs());
     const durationMs = clock() - startedAtMs - startMs;
 
     // The round's pages are acknowledged, so its bits may go; what is collected now is the next round.
@@ -92,6 +92,7 @@ function outlook(remainingPages: number, dirtyPagesPerSecond: number, stats: Rou
   return {
     remainingPages,
     dirtyPagesPerSecond,
+    sendPagesPerSecond: 1000 / stats.pagesMs(1),
     expectedDowntimeMs: expectedDowntimeMs(remainingPages, stats, parts),
     nextRoundMs,
     forecastDowntimeMs: expectedDowntimeMs(nextPages, stats, parts),

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS, PAGE_BYTES } from "@precopy/protocol";
+import { BANDWIDTH_BYTES_MIN, BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS, PAGE_BYTES } from "@precopy/protocol";
 import { RoundStats } from "./round-stats.js";
 
-function after(...rounds: readonly (readonly [bytes: number, ms: number])[]): RoundStats {
+function after(...rounds: readonly (readonly [bytes: number, ms: number, roundTripMs?: number])[]): RoundStats {
   const stats = new RoundStats();
-  for (const [bytes, ms] of rounds) stats.add({ normalPages: 0, zeroPages: 0, bytes, ms });
+  for (const [bytes, ms, roundTripMs = 0] of rounds) stats.add({ normalPages: 0, zeroPages: 0, bytes, ms }, roundTripMs);
   return stats;
 }
 const bandwidth = (stats: RoundStats): number | undefined => stats.bandwidthBytesPerSecond;
@@ -16,9 +16,22 @@ describe("RoundStats", () => {
     assert.deepEqual([bandwidth(stats), stats.fixedMs, stats.transferMs(2 ** 30)], [undefined, undefined, 0]);
   });
 
-  it("takes the bandwidth of a round that carried 16 MiB, however fast, or took 20 ms, however little it carried", () => {
+  it("takes the bandwidth of a round that carried 16 MiB, however fast, or was under way for 20 ms with 1 MiB", () => {
     assert.equal(bandwidth(after([BANDWIDTH_WINDOW_BYTES, 1])), BANDWIDTH_WINDOW_BYTES * 1000);
-    assert.equal(bandwidth(after([1000, BANDWIDTH_WINDOW_MS])), 1000 * (1000 / BANDWIDTH_WINDOW_MS));
+    assert.equal(bandwidth(after([BANDWIDTH_BYTES_MIN, BANDWIDTH_WINDOW_MS])), BANDWIDTH_BYTES_MIN * (1000 / BANDWIDTH_WINDOW_MS));
+  });
+
+  it("does not take a few pages that were long on their way for a slow link: they teach the fixed part", () => {
+    const stats = after([100_000_000, 100], [5 * PAGE_BYTES, 60], [BANDWIDTH_BYTES_MIN - 1, 200]);
+    assert.equal(bandwidth(stats), 1_000_000_000);
+    assert.equal(stats.fixedMs, 200 - (BANDWIDTH_BYTES_MIN - 1) / 1e6);
+    assert.equal(bandwidth(after([5 * PAGE_BYTES, 60])), undefined, "nor while nothing else is known");
+  });
+
+  it("leaves the round trip out of the bandwidth, on a link of any length", () => {
+    assert.equal(bandwidth(after([100_000_000, 150, 50])), 1_000_000_000);
+    assert.equal(bandwidth(after([BANDWIDTH_WINDOW_BYTES - 1, 39, 20])), undefined, "19 ms under way");
+    assert.equal(bandwidth(after([100_000_000, 100, 99])), 2_000_000_000, "and no round is nearly all round trip: that was taken too long");
   });
 
   it("learns no bandwidth from a round that was a byte too small and a moment too short", () => {
@@ -47,7 +60,7 @@ describe("RoundStats", () => {
   });
 
   const round = (stats: RoundStats, normalPages: number, zeroPages: number, bytes: number, ms: number): void =>
-    stats.add({ normalPages, zeroPages, bytes, ms });
+    stats.add({ normalPages, zeroPages, bytes, ms }, 0);
 
   it("learns nothing of the link from a round that mostly found zeros: its time went into looking", () => {
     const stats = after([100_000_000, 100]);

@@ -1,13 +1,17 @@
-import { BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS, PAGE_BYTES } from "@precopy/protocol";
+import { BANDWIDTH_BYTES_MIN, BANDWIDTH_WINDOW_BYTES, BANDWIDTH_WINDOW_MS, PAGE_BYTES } from "@precopy/protocol";
 import type { RoundTransfer } from "./ports.js";
 
 /** Of a round that found more than this many bytes of zeros for each byte it sent nobody knows how long the sending took. */
 const SCAN_SHARE = 4;
 
+/** The part of a round in which its bytes were under way is at least this share of it, whatever the round trip was taken to be. */
+const SENDING_SHARE_MIN = 0.5;
+
 /**
- * What finished rounds teach. Bandwidth comes from acknowledged bytes in windows of at least 16 MiB or 20 ms; shorter rounds teach
- * the fixed part of a round, from its last byte to its acknowledgement. Until some round tells the bandwidth, forecasts use the fastest that was
- * seen: the link carries at least that, so they are too long, and one more round corrects them; taken for no time, what is left would be the pause.
+ * What finished rounds teach. Bandwidth comes from acknowledged bytes over the time beyond a round trip, in rounds of at least 16 MiB, or of 20 ms
+ * and 1 MiB; all others teach the fixed part of a round, from its last byte to its acknowledgement: a page that took 60 ms on a long link or a busy
+ * host says nothing of a thousand. Until some round tells the bandwidth, forecasts use the fastest that was seen: the link carries at least that,
+ * so they are too long, and one more round corrects them; taken for no time, what is left would be the pause.
  */
 export class RoundStats {
   #bandwidth: number | undefined;
@@ -15,12 +19,15 @@ export class RoundStats {
   #fixedMs: number | undefined;
   #wireBytesPerPage = PAGE_BYTES;
 
-  add({ bytes, ms, normalPages, zeroPages }: RoundTransfer): void {
+  /** @param roundTripMs shortest seen */
+  add({ bytes, ms, normalPages, zeroPages }: RoundTransfer, roundTripMs: number): void {
     if (normalPages > 0) this.#wireBytesPerPage = bytes / normalPages;
-    const rate = (bytes / Math.max(ms, 0.001)) * 1000;
+    const sendingMs = Math.max(ms - roundTripMs, SENDING_SHARE_MIN * ms, 0.001);
+    const rate = (bytes / sendingMs) * 1000;
     this.#atLeast = Math.max(this.#atLeast, rate);
     if (zeroPages * PAGE_BYTES > SCAN_SHARE * bytes) return; // its time went into looking, not into sending
-    if (bytes >= BANDWIDTH_WINDOW_BYTES || ms >= BANDWIDTH_WINDOW_MS) this.#bandwidth = rate;
+    const isWindow = bytes >= BANDWIDTH_WINDOW_BYTES || (sendingMs >= BANDWIDTH_WINDOW_MS && bytes >= BANDWIDTH_BYTES_MIN);
+    if (isWindow) this.#bandwidth = rate;
     else this.#fixedMs = Math.max(0, ms - (this.#bandwidth === undefined ? 0 : this.transferMs(bytes)));
   }
 

@@ -74,6 +74,8 @@ export const EXIT_WATCHDOG_MS = 3000;
 /** PREPARED must arrive within this of the pause, else the source aborts and the guest runs on there. */
 export const preparedTimeoutMs = (downtimeLimitMs: number): number => Math.max(2 * downtimeLimitMs, 1000);
 
-/** Acknowledged bytes below both of these teach only the fixed part of a round, not the bandwidth. */
+/** A round tells the bandwidth if it carried this much, or if its bytes were under way this long; else only the fixed part of a round. */
 export const BANDWIDTH_WINDOW_BYTES = 16 * 2 ** 20;
 export const BANDWIDTH_WINDOW_MS = 20;
+/** Of a round that carried less nobody knows what kept it: a slow link, a long one, or a busy host. */
+export const BANDWIDTH_BYTES_MIN = 2 ** 20;
