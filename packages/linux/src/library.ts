@@ -2,6 +2,7 @@ import { createRequire } from "node:module";
 import { constants } from "node:os";
 import { getEnvironmentData, isMainThread, setEnvironmentData } from "node:worker_threads";
 import { MigrationError } from "@precopy/protocol";
+import { LoadingLock } from "./loading-lock.js";
 
 type Koffi = typeof import("koffi").default;
 type Foreign = (...args: unknown[]) => unknown;
@@ -21,13 +22,15 @@ interface Library {
   readonly koffi: Koffi;
   readonly libc: ReturnType<Koffi["load"]>;
 }
+const loading = LoadingLock.ofThisThread();
 let loaded: Library | null | undefined; // null: it cannot be had
 /** Only when a call needs it: koffi takes 20 ms to load, and of each thread that loaded it keeps 3 MiB of addresses when it ends. */
 function library(): Library | null {
-  if (loaded === undefined) {
-    const koffi = loadKoffi();
-    loaded = koffi === undefined ? null : { koffi, libc: koffi.load(null) };
-  }
+  if (loaded === undefined)
+    loaded = loading.hold(() => {
+      const koffi = loadKoffi();
+      return koffi === undefined ? null : { koffi, libc: koffi.load(null) };
+    });
   return loaded;
 }
 
@@ -43,11 +46,15 @@ function isFound(): boolean {
 /** True where this package can make system calls: Linux on x64 or arm64, with koffi present. */
 export const isLinuxAvailable = isFound();
 
+/** @throws what koffi throws for a symbol that is not there */
+const bind = (from: ReturnType<Koffi["load"]> | undefined, prototype: string): Foreign | undefined =>
+  from === undefined ? undefined : loading.hold(() => from.func(prototype));
+
 /** Declares one C function; calling it where it cannot be had throws ERR_SYSTEM_CALL. Results of 64 bits come as number or bigint. */
 export function declare(prototype: string): (...args: unknown[]) => number {
   let foreign: Foreign | undefined;
   return (...args) => {
-    foreign ??= library()?.libc.func(prototype);
+    foreign ??= bind(library()?.libc, prototype);
     if (foreign === undefined)
       throw new MigrationError("ERR_SYSTEM_CALL", `No system calls on ${process.platform} ${process.arch}: ${prototype}`);
     return Number(foreign(...args));
@@ -60,11 +67,12 @@ export function declare(prototype: string): (...args: unknown[]) => number {
  */
 export function openLibrary(name: string): ((prototype: string) => (...args: unknown[]) => number) | undefined {
   try {
-    const opened = library()?.koffi.load(name);
+    const koffi = library()?.koffi;
+    const opened = koffi && loading.hold(() => koffi.load(name));
     return (
       opened &&
       ((prototype) => {
-        const foreign: Foreign = opened.func(prototype);
+        const foreign = loading.hold((): Foreign => opened.func(prototype));
         return (...args) => Number(foreign(...args));
       })
     );
@@ -78,7 +86,7 @@ export function declareOptional(prototype: string): (...args: unknown[]) => numb
   let foreign: Foreign | null | undefined;
   return (...args) => {
     try {
-      foreign ??= library()?.libc.func(prototype) ?? null;
+      foreign ??= bind(library()?.libc, prototype) ?? null;
     } catch {
       foreign = null; // koffi throws for a symbol that is not there
     }

@@ -1,22 +1,23 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { setTimeout as sleep } from "node:timers/promises";
 import { it } from "node:test";
 import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort } from "node:worker_threads";
+import { trimHeap } from "./memory.js"; // in the main thread, too: what it finds there spares the threads the loading until their first call
 import { NativeThread } from "./native-thread.js";
 
-// Three in one: the test, a process that stops threads at every moment of their loading, and such a thread.
+// Three in one: the test, a process that stops threads at every moment of their loading, and such a thread. It loads when it is up, at its first call.
 const THREADS = 60;
 const self = new URL(import.meta.url);
 
 if (!isMainThread) {
-  await import("./library.js");
   parentPort?.postMessage("up");
+  setImmediate(trimHeap);
 } else if (process.argv[2] === "stops threads") {
   for (let thread = 0; thread < THREADS; thread++) {
     const starting = new NativeThread(self);
-    await sleep(15 + thread);
+    await starting.up();
+    for (const until = performance.now() + thread / 5; performance.now() < until; ); // a timer would not be that exact
     await starting.terminate();
   }
 } else {

@@ -1,15 +1,16 @@
 import { Worker } from "node:worker_threads";
 import type { WorkerOptions } from "node:worker_threads";
+import { LoadingLock } from "./loading-lock.js";
 
-/**
- * A worker thread that loads koffi, and posts its first message when it has loaded all of its modules. Stopped by Node in the middle of
- * loading a native addon, the thread cannot throw what the addon wants to throw, and the whole process aborts: so `terminate` waits.
- */
+/** A worker thread that may call native code, and posts its first message when it has loaded its modules. It can be stopped at any moment. */
 export class NativeThread extends Worker {
   readonly #up: Promise<void>;
+  readonly #loading: LoadingLock;
 
-  constructor(module: string | URL, options?: WorkerOptions) {
-    super(module, options);
+  constructor(module: string | URL, options?: Omit<WorkerOptions, "workerData">) {
+    const loading = new LoadingLock();
+    super(module, { ...options, workerData: loading.share() });
+    this.#loading = loading;
     this.#up = new Promise((resolve, reject) => {
       this.once("message", () => resolve());
       this.once("error", reject);
@@ -24,7 +25,8 @@ export class NativeThread extends Worker {
   }
 
   override async terminate(): Promise<number> {
-    await this.#up.catch(() => {});
+    await this.#up.catch(() => {}); // modules may be addons themselves
+    await this.#loading.stop();
     return super.terminate();
   }
 }
