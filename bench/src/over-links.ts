@@ -4,6 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { JsonChild } from "@precopy/lab";
+import { figuresOf } from "./link-figures.js";
+import type { SweepReport } from "./link-figures.js";
 import { LabLink, formatLink } from "./links.js";
 import type { LinkOptions } from "./links.js";
 import { PRECOPY } from "./migrations.js";
@@ -24,20 +26,14 @@ const folder = mkdtempSync(join(tmpdir(), "precopy-links-"));
 const reportFile = (at: number): string => join(folder, `${at}.json`);
 
 function keep(): void {
-  const results = plan.links.flatMap(({ rate, mtu, congestionControl }, at) =>
-    existsSync(reportFile(at))
-      ? [
-          {
-            link: { bitsPerSecond: rate ?? null, mtu, congestionControl: congestionControl ?? null },
-            bench: JSON.parse(readFileSync(reportFile(at), "utf8")) as unknown,
-          },
-        ]
-      : [],
+  const figures = plan.links.flatMap((options, at) =>
+    existsSync(reportFile(at)) ? figuresOf(formatLink(options), JSON.parse(readFileSync(reportFile(at), "utf8")) as SweepReport) : [],
   );
-  if (plan.isQuick || results.length === 0) return;
+  if (plan.isQuick || figures.length === 0) return;
   keepResult("over-links", {
     command: ["node bench/dist/over-links.js", ...process.argv.slice(2)].join(" "),
-    results,
+    name: "over-links",
+    figures,
     environment: { ...environment(), link: "veth between two network namespaces, shaped by htb" },
   });
 }

@@ -55,15 +55,6 @@ const K3: u64 = 0x165667b19e3779f9;
   return value ^ (value >> 32);
 }
 
-// One lane step of the accumulator of XXH3 (Y. Collet): add the neighbour's bytes, add the product of the two keyed halves.
-@inline function accumulate(sum: v128, data: v128, key: v128): v128 {
-  const keyed = v128.xor(data, key);
-  const low = i8x16.shuffle(keyed, keyed, 0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11);
-  const high = i8x16.shuffle(keyed, keyed, 4, 5, 6, 7, 12, 13, 14, 15, 4, 5, 6, 7, 12, 13, 14, 15);
-  const swapped = i8x16.shuffle(data, data, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-  return i64x2.add(i64x2.add(sum, swapped), i64x2.extmul_low_i32x4_u(low, high));
-}
-
 @inline function scramble(sum: v128, key: v128): v128 {
   const folded = v128.xor(v128.xor(sum, i64x2.shr_u(sum, 47)), key);
   const low = i64x2.extmul_low_i32x4_u(
@@ -73,21 +64,28 @@ const K3: u64 = 0x165667b19e3779f9;
   return i64x2.add(low, i64x2.shl(high, 32));
 }
 
-/** 64-bit hash of the 4 KiB at `at`; finds accidents, not adversaries. The key moves on with every 64 bytes, so order counts. */
+/**
+ * 64-bit hash of the 4 KiB at `at`; finds accidents, not adversaries. Every word is added to a sum of its own place, so no change of one is lost;
+ * products of sums that are keyed anew with every 64 bytes tell in which order they came. Halves of different vectors are multiplied, because
+ * those of one would have to be shuffled first, and vector instructions are what limits this.
+ */
 function hash(at: usize): u64 {
   let a = i64x2(0x2d358dccaa6c78a5, 0x8bb84b93962eacc9), b = i64x2(0x4b33a62ed433d4a3, 0x4d5a2da51de1aa47);
   let c = i64x2(0xa0761d6478bd642f, 0xe7037ed1a0b428db), d = i64x2(0x90ed1765281c388c, 0x589965cc75374cc3);
-  let key = i64x2(0x9fb21c651e98df25, 0xd6e8feb86659fd93);
+  let key = i64x2(0x9fb21c651e98df25, 0xd6e8feb86659fd93), other = i64x2(0x60ad7d5d9b8a7a8f, 0x3c79ac492ba7b653);
   const step = i64x2(0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f);
   const end = at + PAGE;
   while (at != end) {
     const block = at + 1024;
     while (at != block) {
-      a = accumulate(a, v128.load(at), key);
-      b = accumulate(b, v128.load(at, 16), v128.not(key));
-      c = accumulate(c, v128.load(at, 32), key);
-      d = accumulate(d, v128.load(at, 48), v128.not(key));
+      const p = v128.load(at), q = v128.load(at, 16), r = v128.load(at, 32), s = v128.load(at, 48);
+      const left = i64x2.add(v128.xor(p, key), r), right = i64x2.add(v128.xor(q, other), s);
+      a = i64x2.add(a, p);
+      b = i64x2.add(b, q);
+      c = i64x2.add(i64x2.add(c, r), i64x2.extmul_low_i32x4_u(left, right));
+      d = i64x2.add(i64x2.add(d, s), i64x2.extmul_high_i32x4_u(left, right));
       key = i64x2.add(key, step);
+      other = i64x2.add(other, step);
       at += 64;
     }
     a = scramble(a, key);

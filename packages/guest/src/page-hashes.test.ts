@@ -1,10 +1,49 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { PAGE_BYTES } from "@precopy/protocol";
 import fc from "fast-check";
 import { GuestMemory, SegmentPool } from "./guest-memory.js";
 import { PageHashes, allocateHashTable, joinDigests } from "./page-hashes.js";
 import { pageKernels } from "./page-kernels.js";
+
+/** Section 5 of docs/wire-format.md, word by word. */
+function hashBySpecification(page: Uint8Array): bigint {
+  const [K1, K2, K3, P] = [0x9e3779b97f4a7c15n, 0xc2b2ae3d27d4eb4fn, 0x165667b19e3779f9n, 0x9e3779b1n];
+  const wrap = (value: bigint): bigint => BigInt.asUintN(64, value);
+  const mix = (value: bigint): bigint => {
+    let v = value ^ (value >> 33n);
+    v = wrap(v * K2);
+    v ^= v >> 29n;
+    v = wrap(v * K3);
+    return v ^ (v >> 32n);
+  };
+  const S = [
+    ...[0x2d358dccaa6c78a5n, 0x8bb84b93962eacc9n, 0x4b33a62ed433d4a3n, 0x4d5a2da51de1aa47n],
+    ...[0xa0761d6478bd642fn, 0xe7037ed1a0b428dbn, 0x90ed1765281c388cn, 0x589965cc75374cc3n],
+  ];
+  const k = [0x9fb21c651e98df25n, 0xd6e8feb86659fd93n];
+  const o = [0x60ad7d5d9b8a7a8fn, 0x3c79ac492ba7b653n];
+  const words = new BigUint64Array(page.slice().buffer);
+  for (let at = 0; at < words.length; at += 8) {
+    const w = words.subarray(at, at + 8);
+    for (const i of [0, 1]) {
+      const left = wrap((w[i]! ^ k[i]!) + w[4 + i]!);
+      const right = wrap((w[2 + i]! ^ o[i]!) + w[6 + i]!);
+      const products = [(left & 0xffff_ffffn) * (right & 0xffff_ffffn), (left >> 32n) * (right >> 32n)];
+      for (const half of [0, 1]) S[4 + 2 * i + half]! += products[half]!;
+    }
+    for (let i = 0; i < 8; i++) S[i] = wrap(S[i]! + w[i]!);
+    for (const [i, step] of [K1, K2].entries()) {
+      k[i] = wrap(k[i]! + step);
+      o[i] = wrap(o[i]! + step);
+    }
+    if (at % 128 === 120) for (let i = 0; i < 8; i++) S[i] = wrap((S[i]! ^ (S[i]! >> 47n) ^ k[i & 1]!) * P);
+  }
+  let all = mix(S[0]!) + K1;
+  for (let i = 1; i < 8; i++) all = mix(wrap(all) ^ S[i]!) + (i < 7 ? K1 : 0n);
+  return wrap(all) === 0n ? 1n : wrap(all);
+}
 
 const PAGES = 256;
 const pool = new SegmentPool();
@@ -88,6 +127,46 @@ describe("page kernels", () => {
         assert.equal(hashOf(6), before);
       }),
       { numRuns: 500 },
+    );
+  });
+
+  it("the hash is that of docs/wire-format.md, its examples included", () => {
+    const page = memory.view(7, 1);
+    for (let seed = 1; seed <= 50; seed++) {
+      fillPage(page, seed);
+      if (seed % 3 === 0) page.fill(0, seed * 64, seed * 70);
+      assert.equal(hashOf(7), hashBySpecification(page), `seed ${seed}`);
+    }
+    const specification = readFileSync(new URL("../../../docs/wire-format.md", import.meta.url), "utf8");
+    const examples: readonly (readonly [name: string, fill: (at: number) => number])[] = [
+      ["page whose byte i is i mod 256", (at) => at % 256],
+      ["page of zeros but for byte 0, a 1", (at) => (at === 0 ? 1 : 0)],
+      ["page of zeros that was sent with bytes", () => 0],
+    ];
+    for (const [name, fill] of examples) {
+      for (let at = 0; at < PAGE_BYTES; at++) page[at] = fill(at);
+      assert.ok(
+        new RegExp(`^${name}: +hash ${hashOf(7).toString(16).padStart(16, "0")}\\b`, "m").test(specification),
+        `${name}: ${hashOf(7).toString(16)}`,
+      );
+    }
+  });
+
+  it("the hash changes if something moves from one word to another and the sum of all stays", () => {
+    const page = memory.view(8, 1);
+    const words = new BigUint64Array(page.buffer, page.byteOffset, PAGE_BYTES / 8);
+    const word = fc.nat({ max: words.length - 1 });
+    fc.assert(
+      fc.property(fc.constantFrom(0, 1, 88), word, word, fc.bigInt({ min: 1n, max: 2n ** 64n - 1n }), (seed, from, to, amount) => {
+        fc.pre(from !== to);
+        if (seed < 2) words.fill(seed === 0 ? 0n : 1_000_000n);
+        else fillPage(page, seed);
+        const before = hashOf(8);
+        words[from] = BigInt.asUintN(64, words[from]! - amount);
+        words[to] = BigInt.asUintN(64, words[to]! + amount);
+        assert.notEqual(hashOf(8), before, `${amount} from word ${from} to word ${to}`);
+      }),
+      { numRuns: 3000 },
     );
   });
 
