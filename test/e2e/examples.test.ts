@@ -19,7 +19,7 @@ const sourceOf = (workload: string, target: AgentHandle, ...rest: string[]): Pro
 
 /** Resolves when the guest at `agent` has said so on standard error; its first step there may come after the source has ended. */
 async function untilSaid(agent: AgentHandle, pattern: RegExp): Promise<RegExpExecArray> {
-  for (let left = 100; left > 0; left--) {
+  for (let left = 1000; left > 0; left--) {
     const said = pattern.exec(agent.child.stderr);
     if (said !== null) return said;
     await new Promise((resolve) => setTimeout(resolve, 20));
@@ -65,7 +65,7 @@ describe("a workload of one's own moves from the command line", () => {
 });
 
 it("move-own-workload.js moves the counter between two roles in one process", () => {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [example("move-own-workload.js")], { encoding: "utf8", timeout: 30_000 });
+  const { status, stdout, stderr } = spawnSync(process.execPath, [example("move-own-workload.js")], { encoding: "utf8", timeout: 120_000 });
   assert.equal(status, 0, stderr);
   assert.match(stderr, /^counter: move 1, goes on after \d+, ring in order$/m);
   assert.deepEqual(stdout.trimEnd().split("\n"), [

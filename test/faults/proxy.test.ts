@@ -86,7 +86,7 @@ class Sink {
   }
 
   async until(isThere: () => boolean): Promise<void> {
-    for (let left = 500; left > 0 && !isThere(); left--) await new Promise((resolve) => setTimeout(resolve, 4));
+    for (let left = 5000; left > 0 && !isThere(); left--) await new Promise((resolve) => setTimeout(resolve, 4));
     assert.ok(isThere(), `${this.received.byteLength} bytes here, ends ${this.ends.join()}`);
   }
 }
