@@ -7,7 +7,7 @@ import { resultFile } from "./report.js";
 import { formatSpread, spreadOf } from "./spread.js";
 
 // `npm run bench:document` fills the tables of docs/benchmarks.md from bench/results. A table stands between `<!-- results NAME ... -->` and
-// `<!-- end -->`, where a NAME is an entry's.
+// `<!-- end -->`, where a NAME is an entry's, or `node-MAJOR` for what `--json bench/results/node-MAJOR.json` wrote under that Node.
 const DOCUMENT = fileURLToPath(new URL("../../docs/benchmarks.md", import.meta.url));
 const BLOCK = /(<!-- results ([^>]+?) -->\n)[\s\S]*?(<!-- end -->)/g;
 
@@ -82,6 +82,20 @@ function versus(entries: readonly EntryResult[]): string {
   return table(["load", "precopy", "QEMU, its best setting", "ratio", "target", "with digest and audit", "its ratio"], rows);
 }
 
+/** A row for each figure, a column for each file. */
+function sideBySide(files: readonly { readonly name: string; readonly entries: readonly EntryResult[] }[]): string {
+  const columns = files.map(({ name, entries }) => ({
+    name,
+    figures: new Map(entries.flatMap((entry) => entry.figures.map((figure) => [`${entry.name}: ${figure.name}, ${figure.unit}`, figure]))),
+  }));
+  const rows = [...new Set(columns.flatMap(({ figures }) => [...figures.keys()]))];
+  const cell = (figure: Figure | undefined): string => (figure === undefined ? "" : spread(figure));
+  return table(
+    ["figure", ...columns.map(({ name }) => name)],
+    rows.map((row) => [row, ...columns.map(({ figures }) => cell(figures.get(row)))]),
+  );
+}
+
 function render(entries: readonly EntryResult[]): string {
   if (entries.every(({ name }) => name.startsWith("versus-"))) return versus(entries);
   return entries
@@ -99,8 +113,9 @@ writeFileSync(
   DOCUMENT,
   text.replace(BLOCK, (_, begin: string, names: string, end: string) => {
     const files = names.split(" ").map((name) => ({ name, file: resultFile(name) }));
-    const entries = files.flatMap(({ file }) => (existsSync(file) ? readResults(file) : []));
+    const read = files.flatMap(({ name, file }) => (existsSync(file) ? [{ name, entries: readResults(file) }] : []));
+    const shown = names.startsWith("node-") ? sideBySide(read) : render(read.flatMap(({ entries }) => entries));
     const missing = files.filter(({ file }) => !existsSync(file)).map(({ name }) => `Not measured yet: ${name}.`);
-    return [begin, ...(entries.length > 0 ? [render(entries), ""] : []), ...missing, ...(missing.length > 0 ? [""] : []), end].join("\n");
+    return [begin, ...(read.length > 0 ? [shown, ""] : []), ...missing, ...(missing.length > 0 ? [""] : []), end].join("\n");
   }),
 );
