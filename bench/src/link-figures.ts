@@ -40,7 +40,7 @@ export function figuresOf(link: string, { results }: SweepReport): Figure[] {
       ...figure(
         "sent",
         "MiB",
-        reports.map((report) => (report["query-migrate"].ram?.transferred ?? Number.NaN) / 2 ** 20),
+        reports.flatMap((report) => report["query-migrate"].ram?.transferred ?? []).map((bytes) => bytes / 2 ** 20),
       ),
     ];
   });

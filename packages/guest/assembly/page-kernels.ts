@@ -65,7 +65,7 @@ const K3: u64 = 0x165667b19e3779f9;
 }
 
 /**
- * 64-bit hash of the 4 KiB at `at`; finds accidents, not adversaries. Every word is added to a sum of its own place, so no change of one is lost;
+ * 64-bit hash of the 4 KiB at `at`; finds accidents, not adversaries. Every word is added to a sum of its own place, so a change of one shows there;
  * products of sums that are keyed anew with every 64 bytes tell in which order they came. Halves of different vectors are multiplied, because
  * those of one would have to be shuffled first, and vector instructions are what limits this.
  */
