@@ -47,14 +47,17 @@ function isFound(): boolean {
 export const isLinuxAvailable = isFound();
 
 /** @throws what koffi throws for a symbol that is not there */
-const bind = (from: ReturnType<Koffi["load"]> | undefined, prototype: string): Foreign | undefined =>
-  from === undefined ? undefined : loading.hold(() => from.func(prototype));
+const bind = (from: Library["libc"], prototype: string): Foreign => loading.hold(() => from.func(prototype));
+function bindLibc(prototype: string): Foreign | undefined {
+  const there = library();
+  return there === null ? undefined : bind(there.libc, prototype);
+}
 
 /** Declares one C function; calling it where it cannot be had throws ERR_SYSTEM_CALL. Results of 64 bits come as number or bigint. */
 export function declare(prototype: string): (...args: unknown[]) => number {
   let foreign: Foreign | undefined;
   return (...args) => {
-    foreign ??= bind(library()?.libc, prototype);
+    foreign ??= bindLibc(prototype);
     if (foreign === undefined)
       throw new MigrationError("ERR_SYSTEM_CALL", `No system calls on ${process.platform} ${process.arch}: ${prototype}`);
     return Number(foreign(...args));
@@ -72,7 +75,7 @@ export function openLibrary(name: string): ((prototype: string) => (...args: unk
     return (
       opened &&
       ((prototype) => {
-        const foreign = loading.hold((): Foreign => opened.func(prototype));
+        const foreign = bind(opened, prototype);
         return (...args) => Number(foreign(...args));
       })
     );
@@ -86,7 +89,7 @@ export function declareOptional(prototype: string): (...args: unknown[]) => numb
   let foreign: Foreign | null | undefined;
   return (...args) => {
     try {
-      foreign ??= bind(library()?.libc, prototype) ?? null;
+      foreign ??= bindLibc(prototype) ?? null;
     } catch {
       foreign = null; // koffi throws for a symbol that is not there
     }
