@@ -98,6 +98,7 @@ function sideBySide(files: readonly { readonly name: string; readonly entries: r
 
 function render(entries: readonly EntryResult[]): string {
   if (entries.every(({ name }) => name.startsWith("versus-"))) return versus(entries);
+  if (entries.every(({ name }) => name.startsWith("pauses-"))) return pivot(entries.flatMap(({ figures }) => figures));
   return entries
     .map(({ name, figures }) => {
       const points = figures.filter((figure) => POINT.test(figure.name));

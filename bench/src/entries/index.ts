@@ -9,7 +9,7 @@ import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
 import { pauseEntries } from "./pause.js";
 import { slowdownEntries } from "./slowdown.js";
-import { pauseOf100, versusEntries } from "./versus.js";
+import { pauseOf100, pausesEntries, versusEntries } from "./versus.js";
 
 /** In the order they run. */
 export const entries: readonly Bench[] = [
@@ -17,6 +17,7 @@ export const entries: readonly Bench[] = [
   ...throughputEntries,
   ...kernelEntries,
   ...pauseOf100,
+  ...pausesEntries,
   ...slowdownEntries,
   ...agentMemoryEntries,
   ...curveEntries,

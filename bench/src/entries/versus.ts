@@ -3,7 +3,7 @@ import { LOADS } from "../peer.js";
 import type { Load, Peer, PeerRun } from "../peer.js";
 import { precopyPeer } from "../peers/precopy.js";
 import { qemuPeer } from "../peers/qemu.js";
-import { ratiosOf } from "../pairs.js";
+import { interleave, ratiosOf } from "../pairs.js";
 import { formatSpread, spreadOf } from "../spread.js";
 import { warmMemory } from "../warm-memory.js";
 
@@ -42,6 +42,11 @@ const FIGURES: readonly RunFigure[] = [
   { name: "tick gap", unit: "ms", of: ({ tickGapMs }) => tickGapMs ?? Number.NaN, target: () => 1 },
   { name: "processor time", unit: "s", of: ({ cpuSource, cpuTarget }) => cpuSource + cpuTarget, target: () => undefined },
 ];
+
+const PAUSE_FIGURES = FIGURES.filter(({ name }) => name === "pause" || name === "tick gap");
+
+/** Free memory goes back to the host within seconds, so what the target needs is warmed at the last moment; zeros it does not need. */
+const warmFor = (load: Load) => (): void => warmMemory(2 * load.filled + GIB);
 
 const sideName = ({ peer, setting }: Side): string => `${peer.name} ${setting}`;
 
@@ -88,8 +93,7 @@ async function measure(load: Load, { pairs, say }: BenchRun): Promise<Measuremen
   const rivals = typeof qemu === "string" ? [] : qemu.settings.map((setting): Side => ({ peer: qemu, setting, runs: [] }));
   const sides = [...own, ...rivals];
   for (let round = 0; round < pairs; round++)
-    // Free memory goes back to the host within seconds, so what the target needs is warmed at the last moment; zeros it does not need.
-    for (const { peer, setting, runs } of sides) runs.push(await peer.migrate(load, setting, () => warmMemory(2 * load.filled + GIB)));
+    for (const { peer, setting, runs } of sides) runs.push(await peer.migrate(load, setting, warmFor(load)));
   for (const side of sides) {
     const cells = FIGURES.map(({ name, unit, of }) => `${name} ${formatSpread(spreadOf(side.runs.map(of)))} ${unit}`);
     const shares = side.runs.flatMap(({ workShare }) => workShare ?? []);
@@ -113,6 +117,46 @@ export const versusEntries: readonly Bench[] = LOADS.map((load) => ({
   measure: (run) => measure(load, run),
 }));
 
+/** Pauses vary more than totals do. */
+const PAUSES_PER_PAIR = 3;
+/** QEMU's setting with the shortest pauses in most rows of the table. */
+const RIVAL_SETTING = "multifd-2";
+
+/** Pauses of two settings that are known, more often than the table can have all of them. */
+async function measurePauses(load: Load, { pairs }: BenchRun): Promise<Measurement | string> {
+  const qemu = await qemuPeer();
+  if (typeof qemu === "string") return qemu;
+  const precopy = precopyPeer();
+  const [own, rival] = [precopy.settings[0] ?? "", RIVAL_SETTING];
+  const ready = warmFor(load);
+  const runs = await interleave(
+    PAUSES_PER_PAIR * pairs,
+    () => precopy.migrate(load, own, ready),
+    () => qemu.migrate(load, rival, ready),
+  );
+  const sides = { precopy: runs.map(({ ours }) => ours), [`${qemu.name} ${rival}`]: runs.map(({ theirs }) => theirs) };
+  const figures = PAUSE_FIGURES.flatMap(({ name, unit, of }): Figure[] => [
+    ...Object.entries(sides).map(
+      ([side, taken]): Figure => ({ name: `${load.name}: ${name}, ${side}`, unit, better: "lower", values: taken.map(of) }),
+    ),
+    {
+      name: `${load.name}: ${name}`,
+      unit: "ratio",
+      better: "lower",
+      values: runs.map(({ ours, theirs }) => of(ours) / of(theirs)),
+      target: 1,
+    },
+  ]);
+  return { figures, runs: sides };
+}
+
+export const pausesEntries: readonly Bench[] = LOADS.map((load) => ({
+  name: `pauses-${load.name}`,
+  suite: "full",
+  workload: { ...load },
+  measure: (run) => measurePauses(load, run),
+}));
+
 const RUNS_OF_100 = 100;
 const PAUSE_MAX_MS = 10;
 const PAUSE_MAX_SHARE = 0.9;
@@ -128,7 +172,7 @@ const hundredPauses: Bench = {
     const peer = precopyPeer();
     const runs: PeerRun[] = [];
     while (runs.length < RUNS_OF_100) {
-      runs.push(await peer.migrate(load, "default", () => warmMemory(2 * load.filled + GIB)));
+      runs.push(await peer.migrate(load, "default", warmFor(load)));
       if (runs.length % 20 === 0) say(`  ${runs.length} of ${RUNS_OF_100}`);
     }
     const pauses = runs.map(({ pauseMs }) => pauseMs);
