@@ -2,9 +2,12 @@ import { setFlagsFromString } from "node:v8";
 
 const HOLD_MS = 100;
 
-/** Whoever started Node without that compiler gets none. */
-const isThere = ![...process.execArgv, process.env["NODE_OPTIONS"] ?? ""].some((options) =>
-  /--(jitless|no[-_]opt|no[-_]turbofan)/.test(options),
+/** Built in and on by default from Node 24 on; before that, a flag that nobody may set for the user. */
+const hasMaglev = Reflect.get(process.config.variables, "v8_enable_maglev") === 1;
+const options = [...process.execArgv, process.env["NODE_OPTIONS"] ?? ""];
+/** V8's optimizing compilers. Whoever started Node without one of them gets none. */
+const COMPILERS = ["turbofan", ...(hasMaglev ? ["maglev"] : [])].filter(
+  (compiler) => !options.some((one) => new RegExp(`--(jitless|no[-_]opt|no[-_]${compiler})`).test(one)),
 );
 let release: NodeJS.Timeout | undefined;
 let isHoldable = true;
@@ -20,16 +23,16 @@ export async function withoutHolds(body: () => Promise<void>): Promise<void> {
 }
 
 /**
- * For the next 100 ms V8's optimizing compiler takes on nothing new, in no thread of this process; what is compiled already stays. Call it
+ * For the next 100 ms V8's optimizing compilers take on nothing new, in no thread of this process; what is compiled already stays. Call it
  * whenever the guest may be about to stand still: a round makes functions hot, and compiling them takes both processors of a small host for
- * 10 ms, behind which the threads that hand the guest over would wait. The flag is the whole process's, and V8 looks at it each time.
+ * 10 ms, behind which the threads that hand the guest over would wait. The flags are the whole process's, and V8 looks at them each time.
  */
 export function holdCompiler(): void {
-  if (!isThere || !isHoldable) return;
-  if (release === undefined) setFlagsFromString("--no-turbofan");
+  if (!isHoldable) return;
+  if (release === undefined) for (const compiler of COMPILERS) setFlagsFromString(`--no-${compiler}`);
   clearTimeout(release);
   release = setTimeout(() => {
     release = undefined;
-    setFlagsFromString("--turbofan");
+    for (const compiler of COMPILERS) setFlagsFromString(`--${compiler}`);
   }, HOLD_MS).unref();
 }
