@@ -27,23 +27,33 @@ const against = ({ values, target, better }: Figure): string => {
 /** A figure of one point of a curve, or of one case of many: `total at 4GiB`, `1.00 Gbit/s, MTU 1500: plain: total`. */
 const POINT = /^(?<what>[^:]+?) at (?<where>[^:]+)$|^(?<case>.+): (?<figure>[^:]+)$/;
 
-/** A row for each point, a column for each figure. */
+/** A row for each point, a column for each figure; points that have no figure in common go into tables of their own. */
 function pivot(figures: readonly Figure[]): string {
   const cells = figures.flatMap((figure) => {
     const groups = POINT.exec(figure.name)?.groups;
     const [what, where] = [groups?.["what"] ?? groups?.["figure"], groups?.["where"] ?? groups?.["case"]];
     return what === undefined || where === undefined ? [] : [{ column: `${what}, ${figure.unit}`, row: where, figure }];
   });
-  const columns = [...new Set(cells.map(({ column }) => column))];
-  const rows = [...new Set(cells.map(({ row }) => row))];
+  const tables: { readonly rows: string[]; readonly columns: Set<string> }[] = [];
+  for (const row of new Set(cells.map((cell) => cell.row))) {
+    const columns = cells.filter((cell) => cell.row === row).map(({ column }) => column);
+    let own = tables.find((one) => columns.some((column) => one.columns.has(column)));
+    if (own === undefined) tables.push((own = { rows: [], columns: new Set() }));
+    own.rows.push(row);
+    for (const column of columns) own.columns.add(column);
+  }
   const cell = (row: string, column: string): string => {
     const found = cells.find((one) => one.row === row && one.column === column)?.figure;
     return found === undefined ? "" : spread(found);
   };
-  return table(
-    ["", ...columns],
-    rows.map((row) => [row, ...columns.map((column) => cell(row, column))]),
-  );
+  return tables
+    .map(({ rows, columns }) =>
+      table(
+        ["", ...columns],
+        rows.map((row) => [row, ...[...columns].map((column) => cell(row, column))]),
+      ),
+    )
+    .join("\n\n");
 }
 
 /** A row for each figure. */

@@ -26,11 +26,9 @@ function optimized(tries: number, ...options: readonly string[]): unknown {
     seen.push(await isOptimized(after, tries, () => {}));
     await withoutHolds(async () => seen.push(await isOptimized(rehearsed, tries, holdCompiler)));
     console.log(JSON.stringify(seen));`;
-  const { stdout, stderr } = spawnSync(
-    process.execPath,
-    ["--allow-natives-syntax", ...options, "--input-type=module", "-e", code],
-    { encoding: "utf8" },
-  );
+  const { stdout, stderr } = spawnSync(process.execPath, ["--allow-natives-syntax", ...options, "--input-type=module", "-e", code], {
+    encoding: "utf8",
+  });
   assert.notEqual(stdout, "", stderr);
   return JSON.parse(stdout);
 }
