@@ -34,11 +34,15 @@ function pivot(figures: readonly Figure[]): string {
     const [what, where] = [groups?.["what"] ?? groups?.["figure"], groups?.["where"] ?? groups?.["case"]];
     return what === undefined || where === undefined ? [] : [{ column: `${what}, ${figure.unit}`, row: where, figure }];
   });
-  const tables: { readonly rows: string[]; readonly columns: Set<string> }[] = [];
+  interface Table {
+    readonly rows: string[];
+    readonly columns: Set<string>;
+  }
+  const tables: Table[] = [];
   for (const row of new Set(cells.map((cell) => cell.row))) {
     const columns = cells.filter((cell) => cell.row === row).map(({ column }) => column);
-    let own = tables.find((one) => columns.some((column) => one.columns.has(column)));
-    if (own === undefined) tables.push((own = { rows: [], columns: new Set() }));
+    const own: Table = tables.find((one) => columns.some((column) => one.columns.has(column))) ?? { rows: [], columns: new Set() };
+    if (own.rows.length === 0) tables.push(own);
     own.rows.push(row);
     for (const column of columns) own.columns.add(column);
   }

@@ -127,27 +127,24 @@ async function measurePauses(load: Load, { pairs }: BenchRun): Promise<Measureme
   const qemu = await qemuPeer();
   if (typeof qemu === "string") return qemu;
   const precopy = precopyPeer();
-  const [own, rival] = [precopy.settings[0] ?? "", RIVAL_SETTING];
   const ready = warmFor(load);
-  const runs = await interleave(
+  const pauses = await interleave(
     PAUSES_PER_PAIR * pairs,
-    () => precopy.migrate(load, own, ready),
-    () => qemu.migrate(load, rival, ready),
+    () => precopy.migrate(load, OWN_SETTINGS[0], ready),
+    () => qemu.migrate(load, RIVAL_SETTING, ready),
   );
-  const sides = { precopy: runs.map(({ ours }) => ours), [`${qemu.name} ${rival}`]: runs.map(({ theirs }) => theirs) };
-  const figures = PAUSE_FIGURES.flatMap(({ name, unit, of }): Figure[] => [
-    ...Object.entries(sides).map(
-      ([side, taken]): Figure => ({ name: `${load.name}: ${name}, ${side}`, unit, better: "lower", values: taken.map(of) }),
-    ),
-    {
-      name: `${load.name}: ${name}`,
-      unit: "ratio",
-      better: "lower",
-      values: runs.map(({ ours, theirs }) => of(ours) / of(theirs)),
-      target: 1,
-    },
-  ]);
-  return { figures, runs: sides };
+  const [ours, theirs] = [pauses.map((pair) => pair.ours), pauses.map((pair) => pair.theirs)];
+  const rival = `${qemu.name} ${RIVAL_SETTING}`;
+  const figures = PAUSE_FIGURES.flatMap(({ name, unit, of, target }): Figure[] => {
+    const what = `${load.name}: ${name}`;
+    const [own, other] = [ours.map(of), theirs.map(of)];
+    return [
+      { name: `${what}, precopy`, unit, better: "lower", values: own },
+      { name: `${what}, ${rival}`, unit, better: "lower", values: other },
+      { name: what, unit: "ratio", better: "lower", values: ratiosOf(own, other), target: target(load) },
+    ];
+  });
+  return { figures, runs: { precopy: ours, [rival]: theirs } };
 }
 
 export const pausesEntries: readonly Bench[] = LOADS.map((load) => ({

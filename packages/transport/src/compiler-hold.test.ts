@@ -38,6 +38,6 @@ it("nothing new is optimized for 100 ms after holdCompiler, and it is again afte
   assert.deepEqual(optimized(200, "--no-maglev"), [false, true, true]);
 });
 
-it("a process that was started without the optimizing compiler gets none", () => {
-  assert.deepEqual(optimized(5, "--no-opt", "--no-maglev"), [false, false, false]);
+it("a process that was started without the optimizing compilers gets none", () => {
+  for (const option of ["--no-opt", "--no-turbofan"]) assert.deepEqual(optimized(5, option, "--no-maglev"), [false, false, false], option);
 });
