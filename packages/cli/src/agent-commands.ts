@@ -26,6 +26,7 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
       },
       status: () => agent.status(),
       cancel: () => agent.cancel(),
+      set: (changes) => agent.set(changes),
       resolve: (request) => agent.resolve(request),
       whoOwns: (guest, peer) => agent.whoOwns(guest, peer),
     });

@@ -17,7 +17,7 @@ import {
 import type { Arbiter, DirtyLogKind, GuestHost, VcpuOrder } from "@precopy/guest";
 import { bootId } from "@precopy/linux";
 import { MigrationError, formatAddress, guestTag, isLoopback, macOf, parseAddress } from "@precopy/protocol";
-import type { Address, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
+import type { Address, LiveParameters, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
 import { SourceAgent } from "@precopy/source-agent";
 import type { SourceSwitches } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
@@ -322,6 +322,11 @@ export class Agent {
     return this.#source.ended();
   }
 
+  /** Changes the migration in progress. @throws {MigrationError} ERR_PARAMETER, ERR_NO_MIGRATION */
+  set(changes: Partial<LiveParameters>): MigrationParameters {
+    return this.#source.set(changes);
+  }
+
   /** Of the migration in progress, whichever way it goes. @throws {MigrationError} ERR_NO_GUEST, ERR_CANCEL_TOO_LATE */
   async cancel(): Promise<void> {
     if (this.#target.isReceiving) await this.#target.cancel();
@@ -392,6 +397,7 @@ export class Agent {
   #publish(event: ProgressEvent): void {
     if (event.type === "phase") this.#log.info({ phase: event.phase, atMs: Math.round(event.atMs) }, "migration phase");
     else if (event.type === "round") this.#log.debug(event, "round");
+    else if (event.type === "set") this.#log.info({ parameters: event.parameters }, "parameters changed");
     else if (event.type === "link") this.#log.warn(event, event.what);
     else if (event.type === "failed") this.#log.warn({ code: event.code, phase: event.phase, remedy: event.remedy }, event.message);
     else if (event.type === "done") this.#log.info({ verdict: event.report.verdict }, "migration done");

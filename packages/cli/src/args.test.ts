@@ -33,6 +33,7 @@ async function run(...words: string[]) {
     migrate: remember("migrate"),
     status: remember("status"),
     cancel: remember("cancel"),
+    set: remember("set"),
     resolve: remember("resolve"),
     whoOwns: remember("whoOwns"),
     switch: remember("switch"),
@@ -109,6 +110,8 @@ describe("source", () => {
       "--pump portable --switch sw --log-level debug --workload-dir ./w --evacuate-to [::1] --arbiter ./a --fault-points --json " +
       "--memory 8GiB --dirty-rate 1.5M --working-set 1M " +
       "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
+      "--throttle dirty-limit --throttle-trigger-threshold 60 --cpu-throttle-initial 30 --cpu-throttle-increment 5 --max-cpu-throttle 90 " +
+      "--vcpu-dirty-limit 10MB/s --timeout 90s --timeout-action force " +
       "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
     assert.deepEqual(given, {
@@ -147,6 +150,14 @@ describe("source", () => {
         isAuditOn: false,
         pump: "portable",
         congestionControl: "bbr",
+        throttle: "dirty-limit",
+        throttleTriggerThresholdPercent: 60,
+        cpuThrottleInitialPercent: 30,
+        cpuThrottleIncrementPercent: 5,
+        maxCpuThrottlePercent: 90,
+        vcpuDirtyLimitBytesPerSecond: 10_000_000,
+        timeoutMs: 90_000,
+        timeoutAction: "force",
       },
       report: "r.json",
     });
@@ -224,6 +235,12 @@ describe("a bad value is refused with its option and text", () => {
     ["source --max-bandwidth 10Xbit", /^--max-bandwidth: "10Xbit" is not a bandwidth/],
     ["source --multifd-channels 17", /^--multifd-channels: "17" is out of range, must be 1 to 16$/],
     ["source --multifd-compression zstd", /^--multifd-compression: "zstd" is not one of none, lz4$/],
+    ["source --throttle slow", /^--throttle: "slow" is not one of none, auto-converge, sdps, dirty-limit$/],
+    ["source --max-cpu-throttle 100", /^--max-cpu-throttle: "100" is out of range, must be 1 to 99$/],
+    ["source --vcpu-dirty-limit 1", /^--vcpu-dirty-limit 1: vcpu-dirty-limit is 1, must be 4096 or more B\/s$/],
+    ["source --timeout soon", /^--timeout: "soon" is not a time/],
+    ["source --timeout-action postcopy", /^--timeout-action: "postcopy" is not one of cancel, force$/],
+    ["set", /^nothing to set: give at least one of the options$/],
     ["source --digest yes", /^--digest: "yes" is not one of on, off$/],
     ["source --mode postcopy", /^--mode: "postcopy" is not one of precopy, stop-and-copy$/],
     ["source --listen 127.0.0.1:70000", /^--listen 127.0.0.1:70000: Port 70000 is above 65535$/, "ERR_ADDRESS"],
@@ -353,6 +370,13 @@ describe("the other commands", () => {
     assert.deepEqual(given.to, { host: "2001:db8::2", port: 1 });
     assert.deepEqual(given.parameters, { downtimeLimitMs: 0, isDigestOn: false, isAuditOn: false });
     assert.equal(given.socket, socketPath("b"));
+  });
+
+  it("set passes on only what was given, and takes what may be changed in flight", async () => {
+    const given = await options("set", "--downtime-limit", "0", "--throttle", "none", "--name", "b");
+    assert.deepEqual(given, { name: "b", socket: socketPath("b"), parameters: { downtimeLimitMs: 0, throttle: "none" } });
+    const { thrown } = await run("set", "--multifd-channels", "4");
+    assert.ok(thrown !== undefined);
   });
 
   it("status and cancel find the agent by name or socket", async () => {

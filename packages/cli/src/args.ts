@@ -19,14 +19,40 @@ import {
   formatBytes,
   isLoopback,
   parseAddress,
-  parseBandwidth,
-  parseCount,
   parseMilliseconds,
-  parseSize,
 } from "@precopy/protocol";
-import type { Address, MigrationParameters } from "@precopy/protocol";
+import type { Address, LiveParameters, MigrationParameters } from "@precopy/protocol";
 import type { ResolveRequest } from "./command-socket.js";
 import { oneLine } from "./exit-code.js";
+import {
+  COMPRESSIONS,
+  MODES,
+  downtimeLimitOption,
+  liveParametersOf,
+  modeOption,
+  parametersOf,
+  parseCongestionControl,
+  withLive,
+  withMigration,
+} from "./migration-options.js";
+import {
+  MILLISECONDS_MAX,
+  option,
+  parseBytes,
+  parseChoice,
+  parseFraction,
+  parseList,
+  parseName,
+  parsePages,
+  parsePeer,
+  parseRate,
+  parseText,
+  parseTime,
+  parseWhole,
+  read,
+  refuse,
+  within,
+} from "./option-parsers.js";
 
 export const DEFAULT_SWITCH_PORT = 4747;
 
@@ -34,16 +60,11 @@ export const DEFAULT_SWITCH_PORT = 4747;
 const packageFile = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { readonly version: string };
 export const RELEASE = packageFile.version;
 
-const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
-const COMPRESSIONS = ["none", "lz4"] as const satisfies readonly MigrationParameters["multifdCompression"][];
 const PUMPS = ["auto", "direct", "portable"] as const satisfies readonly MigrationParameters["pump"][];
 const DIRTY_LOGS = ["auto", "mmu", "barrier"] as const satisfies readonly ("auto" | DirtyLogKind)[];
 const FILLS = ["random", "text", "zeros"] as const satisfies readonly (typeof FILL_KINDS)[number][];
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
-const ON_OFF = ["on", "off"] as const;
 
-/** Longest time a Node timer can wait. */
-const MILLISECONDS_MAX = 2 ** 31 - 1;
 /** `sun_path` holds 104 bytes on some systems; a dead agent's socket is moved aside under a name that may be a little longer. */
 const SOCKET_PATH_BYTES_MAX = 95;
 
@@ -131,6 +152,11 @@ export interface StatusOptions extends AgentSelection {
 
 export type CancelOptions = AgentSelection;
 
+export interface SetOptions extends AgentSelection {
+  /** At least one. */
+  readonly parameters: Partial<LiveParameters>;
+}
+
 export interface ResolveOptions extends AgentSelection, ResolveRequest {
   readonly isJson: boolean;
 }
@@ -205,6 +231,7 @@ export interface Actions {
   migrate(options: MigrateOptions): Promise<void>;
   status(options: StatusOptions): Promise<void>;
   cancel(options: CancelOptions): Promise<void>;
+  set(options: SetOptions): Promise<void>;
   resolve(options: ResolveOptions): Promise<void>;
   whoOwns(options: WhoOwnsOptions): Promise<void>;
   switch(options: SwitchOptions): Promise<void>;
@@ -224,74 +251,10 @@ export const socketPath = (name: string, runtimeFolder = process.env["XDG_RUNTIM
 export const statePath = (name: string, stateFolder = process.env["XDG_STATE_HOME"]): string =>
   join(inFolder(stateFolder, join(homedir(), ".local", "state", "precopy")), name);
 
-const refuse = (message: string): never => {
-  throw new MigrationError("ERR_PARAMETER", message);
-};
-
-/** Runs a parser; what it throws gets the option's name, and the text where that is missing. */
-function read<T>(flag: string, text: string, parse: (text: string) => T): T {
-  try {
-    return parse(text);
-  } catch (error) {
-    if (!(error instanceof MigrationError)) throw error;
-    const lead = error.message.includes(`"${text}"`) ? flag : `${flag} ${text}`;
-    throw new MigrationError(error.code, `${lead}: ${error.message}`, error.cause === undefined ? undefined : { cause: error.cause });
-  }
-}
-
-const option = <Flags extends string, T>(flags: Flags, description: string, parse: (text: string) => T) =>
-  new Option(flags, description).argParser((text: string) => read(flags.split(" ", 1)[0] ?? flags, text, parse));
-
-const within = (text: string, value: number, least: number, most: number, show: (value: number) => string = String): number =>
-  value >= least && value <= most ? value : refuse(`"${text}" is out of range, must be ${show(least)} to ${show(most)}`);
-
-const parseWhole = (least: number, most: number) => (text: string) =>
-  /^\d+$/.test(text) ? within(text, Number(text), least, most) : refuse(`"${text}" is not a whole number, must be ${least} to ${most}`);
-const parseRate = (least: number, most: number) => (text: string) => within(text, parseCount(text), least, most);
-const parseTime = (text: string) => within(text, parseMilliseconds(text), 0, MILLISECONDS_MAX, (value) => `${value} ms`);
-const parseBytes = (least: number, most: number) => (text: string) => within(text, parseSize(text), least, most, formatBytes);
-const parsePages = (least: number, most: number) => (text: string) => {
-  const bytes = parseBytes(least, most)(text);
-  if (bytes % PAGE_BYTES === 0) return bytes;
-  return refuse(
-    `"${text}" is no multiple of ${PAGE_BYTES} B, the page size: the next one is ${Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES}`,
-  );
-};
-
-function parseChoice<const T extends string>(choices: readonly T[]): (text: string) => T {
-  return (text) => choices.find((choice) => choice === text) ?? refuse(`"${text}" is not one of ${choices.join(", ")}`);
-}
-
-function parseFraction(text: string): number {
-  const value = /^\d*\.?\d+$/.test(text) ? Number(text) : NaN;
-  return value >= 0 && value <= 1 ? value : refuse(`"${text}" is not a fraction, must be 0 to 1`);
-}
-
-const parseName = (text: string): string =>
-  /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(text)
-    ? text
-    : refuse(`"${text}" is not a name: up to 64 letters, digits, ".", "_" and "-", a letter or digit first`);
-const parseCongestionControl = (text: string): string => fillParameters({ congestionControl: text }).congestionControl;
-const parseText = (text: string): string => (text === "" ? refuse(`"" is empty`) : text);
-
 function parseFill(text: string): Fill {
   const colon = text.indexOf(":");
   const size = colon < 0 ? text : text.slice(0, colon);
   return { bytes: parsePages(0, MEMORY_BYTES_MAX)(size), kind: colon < 0 ? "random" : parseChoice(FILLS)(text.slice(colon + 1)) };
-}
-
-/** For a peer: there port 0 means nothing. */
-const parsePeer = (defaultPort: number) => (text: string) => {
-  const address = parseAddress(text, defaultPort);
-  if (address.port === 0) throw new MigrationError("ERR_ADDRESS", `"${text}": nobody can be reached at port 0`);
-  return address;
-};
-
-function parseList<T>(parse: (text: string) => T): (text: string) => T[] {
-  return (text) => {
-    const list = text.split(",").map(parse);
-    return new Set(list).size === list.length ? list : refuse(`"${text}" names one twice`);
-  };
 }
 
 /** One `--workload` of a command line. */
@@ -420,57 +383,6 @@ const withAgent = <A extends unknown[], O extends OptionValues, G extends Option
     .addOption(faultPointsOption())
     .addOption(jsonOption());
 
-const downtimeLimitOption = () =>
-  option(
-    "--downtime-limit <MS>",
-    `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`,
-    (text) => fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
-  );
-
-const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
-  command
-    .addOption(downtimeLimitOption())
-    .addOption(
-      option(
-        "--max-bandwidth <BW>",
-        "cap on all page channels together, bytes/s or such as 10Gbit or 128MiB/s; lifted in the pause (default: 0, no cap)",
-        (text) => fillParameters({ maxBandwidthBytesPerSecond: parseBandwidth(text) }).maxBandwidthBytesPerSecond,
-      ),
-    )
-    .addOption(
-      option(
-        "--multifd-channels <N>",
-        `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`,
-        parseWhole(1, CHANNELS_MAX),
-      ),
-    )
-    .addOption(
-      option(
-        "--multifd-compression <KIND>",
-        `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
-        parseChoice(COMPRESSIONS),
-      ),
-    )
-    .addOption(
-      option(
-        "--congestion-control <NAME>",
-        "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
-        parseCongestionControl,
-      ),
-    )
-    .addOption(
-      option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)),
-    )
-    .addOption(
-      option(
-        "--audit <SWITCH>",
-        "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)",
-        parseChoice(ON_OFF),
-      ),
-    );
-
-const modeOption = () => option("--mode <MODE>", `${MODES.join(" or ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
-
 const withGuest = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   command
     .addOption(
@@ -506,10 +418,6 @@ type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
 type None = Record<never, never>;
 type GivenSelection = OptionsOf<ReturnType<typeof withSelection<[], None, None>>>;
 type GivenAgent = OptionsOf<ReturnType<typeof withAgent<[], None, None>>> & { readonly workload: readonly GivenWorkload[] };
-type GivenMigration = OptionsOf<ReturnType<typeof withMigration<[], None, None>>> & {
-  readonly mode?: MigrationParameters["mode"];
-  readonly pump?: MigrationParameters["pump"];
-};
 type GivenGuest = OptionsOf<ReturnType<typeof withGuest<[], None, None>>>;
 
 function selectionOf({ name, socket }: GivenSelection): AgentSelection {
@@ -555,25 +463,6 @@ function guestOf(given: GivenGuest, vcpus: readonly string[], fill: Fill): Guest
     workingSetBytes: given.workingSet,
     hotFraction: given.hotFraction,
   };
-}
-
-/** What was given and nothing else, checked. An audit needs the digest and goes with it, unless it was asked for. */
-function parametersOf(given: GivenMigration): Partial<MigrationParameters> {
-  if (given.digest === "off" && given.audit === "on") refuse(`--audit "on" needs --digest on`);
-  const audit = given.audit ?? (given.digest === "off" ? "off" : undefined);
-  const parameters: Partial<MigrationParameters> = {
-    ...(given.mode && { mode: given.mode }),
-    ...(given.downtimeLimit !== undefined && { downtimeLimitMs: given.downtimeLimit }),
-    ...(given.maxBandwidth !== undefined && { maxBandwidthBytesPerSecond: given.maxBandwidth }),
-    ...(given.multifdChannels !== undefined && { multifdChannels: given.multifdChannels }),
-    ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),
-    ...(given.congestionControl && { congestionControl: given.congestionControl }),
-    ...(given.digest && { isDigestOn: given.digest === "on" }),
-    ...(audit && { isAuditOn: audit === "on" }),
-    ...(given.pump && { pump: given.pump }),
-  };
-  fillParameters(parameters);
-  return parameters;
 }
 
 const EXAMPLES = `
@@ -682,6 +571,13 @@ function addCommands(program: Command, actions: Actions): void {
     .action((given) => actions.status({ ...selectionOf(given), isJson: given.json === true }));
   withSelection(program.command("cancel").description("cancel the migration in progress; the guest runs on at the source")).action(
     (given) => actions.cancel(selectionOf(given)),
+  );
+  withLive(withSelection(program.command("set").description("change the migration in progress; what is not given stays as it is"))).action(
+    async (given) => {
+      const parameters = liveParametersOf(given);
+      if (Object.keys(parameters).length === 0) refuse("nothing to set: give at least one of the options");
+      await actions.set({ ...selectionOf(given), parameters });
+    },
   );
 }
 

@@ -8,10 +8,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterEach, beforeEach, describe, it, mock } from "node:test";
-import { MigrationError } from "@precopy/protocol";
+import { DEFAULT_PARAMETERS, MigrationError, fillParameters } from "@precopy/protocol";
 import type { ErrorCode, MigrationReport, ProgressEvent } from "@precopy/protocol";
 import { CommandSocket, callAgent } from "./command-socket.js";
-import type { Handlers, MigrateRequest, Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
+import type { AgentRequest, Handlers, MigrateRequest, Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import type { AgentStatus } from "./render.js";
 
 const STATUS: AgentStatus = {
@@ -62,6 +62,7 @@ async function listen(handlers: Partial<Handlers> = {}, at = path): Promise<Comm
     migrate: () => Promise.resolve(REPORT),
     status: () => STATUS,
     cancel: () => Promise.resolve(),
+    set: () => DEFAULT_PARAMETERS,
     resolve: () => assert.fail("resolve ran"),
     whoOwns: () => assert.fail("whoOwns ran"),
     ...handlers,
@@ -106,6 +107,15 @@ async function say(bytes: string | Buffer, isEnded = false): Promise<unknown[]> 
 }
 
 describe("command socket", () => {
+  it("hands on what is to be changed in flight, and answers with what holds then; what cannot be changed is no such request", async () => {
+    await listen({ set: (changes) => fillParameters(changes) });
+    const changed = await callAgent(path, { command: "set", parameters: { downtimeLimitMs: 20, throttle: "sdps" } });
+    assert.deepEqual(changed, fillParameters({ downtimeLimitMs: 20, throttle: "sdps" }));
+    for (const parameters of [{ multifdChannels: 4 }, { mode: "stop-and-copy" }, { throttle: "slow" }])
+      await assert.rejects(callAgent(path, { command: "set", parameters } as unknown as AgentRequest), { code: "ERR_BAD_MESSAGE" });
+    await assert.rejects(callAgent(path, { command: "set", parameters: { downtimeLimitMs: -1 } }), { code: "ERR_PARAMETER" });
+  });
+
   it("answers status and cancel with one line each", async () => {
     let cancelled = 0;
     await listen({ cancel: () => Promise.resolve(void cancelled++) });

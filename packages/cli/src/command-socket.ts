@@ -2,8 +2,8 @@ import { linkSync, lstatSync, mkdirSync, renameSync, rmSync, statSync } from "no
 import { connect, createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname, join } from "node:path";
-import { MigrationError, OBSERVER_BACKLOG_BYTES_MAX, fillParameters, isErrorCode } from "@precopy/protocol";
-import type { MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
+import { MigrationError, OBSERVER_BACKLOG_BYTES_MAX, THROTTLES, TIMEOUT_ACTIONS, fillParameters, isErrorCode } from "@precopy/protocol";
+import type { LiveParameters, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
 import { z } from "zod";
 import type { AgentStatus } from "./render.js";
 
@@ -24,10 +24,21 @@ const REQUEST_TIMEOUT_MS = 5000;
 const LINGER_MS = 500;
 
 const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
-const parameters = z.strictObject({
-  mode: z.enum(["precopy", "stop-and-copy"]).exactOptional(),
+const live = {
   downtimeLimitMs: z.number().exactOptional(),
   maxBandwidthBytesPerSecond: z.number().exactOptional(),
+  throttle: z.enum(THROTTLES).exactOptional(),
+  throttleTriggerThresholdPercent: z.number().exactOptional(),
+  cpuThrottleInitialPercent: z.number().exactOptional(),
+  cpuThrottleIncrementPercent: z.number().exactOptional(),
+  maxCpuThrottlePercent: z.number().exactOptional(),
+  vcpuDirtyLimitBytesPerSecond: z.number().exactOptional(),
+  timeoutMs: z.number().exactOptional(),
+  timeoutAction: z.enum(TIMEOUT_ACTIONS).exactOptional(),
+} satisfies { [Name in keyof LiveParameters]: z.ZodType };
+const parameters = z.strictObject({
+  ...live,
+  mode: z.enum(["precopy", "stop-and-copy"]).exactOptional(),
   multifdChannels: z.number().exactOptional(),
   multifdCompression: z.enum(["none", "lz4"]).exactOptional(),
   isDigestOn: z.boolean().exactOptional(),
@@ -40,6 +51,7 @@ const request = z.discriminatedUnion("command", [
   migrate,
   z.strictObject({ command: z.literal("status") }),
   z.strictObject({ command: z.literal("cancel") }),
+  z.strictObject({ command: z.literal("set"), parameters: z.strictObject(live) }),
   z.strictObject({
     command: z.literal("resolve"),
     guest: name,
@@ -95,6 +107,8 @@ export interface Handlers {
   migrate(request: MigrateRequest, onEvent: (event: ProgressEvent) => void): Promise<MigrationReport>;
   status(): AgentStatus;
   cancel(): Promise<void>;
+  /** Changes the migration in progress; returns all its parameters as they are then. */
+  set(changes: Partial<LiveParameters>): MigrationParameters;
   resolve(request: ResolveRequest): Promise<Resolution>;
   /** @param guest undefined: the one that the agent holds. @param peer HOST:PORT; undefined: the other side of the last hand-over. */
   whoOwns(guest: string | undefined, peer: string | undefined): Promise<WhoOwnsAnswer>;
@@ -294,6 +308,8 @@ export class CommandSocket {
       case "cancel":
         await this.#handlers.cancel();
         return null;
+      case "set":
+        return this.#handlers.set(asked.parameters);
       case "resolve": {
         const { command: _command, ...decision } = asked;
         return this.#handlers.resolve(decision);
@@ -333,7 +349,7 @@ export class CommandSocket {
 }
 
 /**
- * Asks the agent at `path` and resolves with its result: a MigrationReport, AgentStatus, Resolution or WhoOwnsAnswer; null for cancel.
+ * Asks the agent at `path` and resolves with its result: a MigrationReport, AgentStatus, MigrationParameters, Resolution or WhoOwnsAnswer; null for cancel.
  * @param onEvent of the migration that was asked for.
  * @throws {MigrationError} ERR_NO_AGENT if nobody answers, ERR_BAD_MESSAGE, and whatever the agent refuses or fails with.
  */

@@ -5,7 +5,7 @@ import type { ErrorCode, MigrationError } from "@precopy/protocol";
  *
  *   1 internal: a bug of ours           2 usage: what was typed             3 cannot reach the agent or the peer
  *   4 the peer is no agent, or speaks another protocol                      5 refused: at admission, or not possible at this moment
- *   6 link lost, peer dead, or the migration failed                         7 did not converge
+ *   6 link lost, peer dead, or the migration failed                         7 did not converge, or not in time
  *   8 cancelled                         9 in doubt                         10 resources of this host
  *  11 verification failed
  */
@@ -64,6 +64,7 @@ const EXIT_CODE = {
   ERR_WORKLOAD_FAILED: 6,
 
   ERR_NOT_CONVERGING: 7,
+  ERR_TIMEOUT: 7,
   ERR_CANCELLED: 8,
   ERR_GIVEN_UP: 8,
   ERR_IN_DOUBT: 9,

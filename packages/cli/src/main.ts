@@ -6,7 +6,7 @@ import { buildProgram } from "./args.js";
 import { runBench } from "./bench-command.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
 import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
-import { runCancel, runMigrate, runResolve, runStatus, runWhoOwns } from "./migrate-commands.js";
+import { runCancel, runMigrate, runResolve, runSet, runStatus, runWhoOwns } from "./migrate-commands.js";
 import { StopSwitch } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
 
@@ -49,6 +49,7 @@ try {
     migrate: (options) => runMigrate(options, run),
     status: (options) => runStatus(options, run),
     cancel: (options) => runCancel(options),
+    set: (options) => runSet(options),
     resolve: (options) => runResolve(options, run),
     whoOwns: (options) => runWhoOwns(options, run),
     switch: (options) => runSwitch(options, run),

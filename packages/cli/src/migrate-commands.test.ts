@@ -27,7 +27,15 @@ afterEach(async () => {
 
 async function listen(handlers: Partial<Handlers>): Promise<void> {
   const never = (): never => assert.fail("nobody asked for this");
-  agent = await CommandSocket.listen(socket, { migrate: never, status: never, cancel: never, resolve: never, whoOwns: never, ...handlers });
+  agent = await CommandSocket.listen(socket, {
+    migrate: never,
+    status: never,
+    cancel: never,
+    set: never,
+    resolve: never,
+    whoOwns: never,
+    ...handlers,
+  });
 }
 
 /** Runs one command; what it wrote, and the code that it ends with. */

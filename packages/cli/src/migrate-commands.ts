@@ -1,7 +1,7 @@
 import { MigrationError, formatAddress } from "@precopy/protocol";
 import type { MigrationReport, ProgressEvent } from "@precopy/protocol";
 import { socketPath } from "./args.js";
-import type { AgentSelection, CancelOptions, MigrateOptions, ResolveOptions, StatusOptions, WhoOwnsOptions } from "./args.js";
+import type { AgentSelection, CancelOptions, MigrateOptions, ResolveOptions, SetOptions, StatusOptions, WhoOwnsOptions } from "./args.js";
 import { callAgent } from "./command-socket.js";
 import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import { verdictOf } from "./ownership-verdict.js";
@@ -75,6 +75,11 @@ export async function runStatus(options: StatusOptions, run: RunContext): Promis
 /** `precopy cancel`. Resolves when the guest runs at the source again. */
 export async function runCancel({ socket }: CancelOptions): Promise<void> {
   await callAgent(socket, { command: "cancel" });
+}
+
+/** `precopy set`. @throws {MigrationError} ERR_NO_MIGRATION, ERR_PARAMETER */
+export async function runSet({ socket, parameters }: SetOptions): Promise<void> {
+  await callAgent(socket, { command: "set", parameters });
 }
 
 /** What was asked did not come about, since somebody else had decided first; undefined if it did. */

@@ -168,6 +168,7 @@ describe("verdictOf, whatever the two say", () => {
         migrate: nothing,
         status: nothing,
         cancel: nothing,
+        set: nothing,
         whoOwns: nothing,
         switch: nothing,
         client: nothing,

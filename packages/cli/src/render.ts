@@ -118,7 +118,7 @@ const roundLine = (round: RoundProgress): string =>
     milliseconds(round.durationMs),
     count(round.dirtyPagesPerSecond),
     milliseconds(round.expectedDowntimeMs),
-    oneLine(round.decision),
+    oneLine(`${round.throttlePercent < 0.5 ? "" : `${round.throttlePercent.toFixed(0)}% held; `}${round.decision}`),
   ]);
 
 type LinkEvent = Extract<ProgressEvent, { type: "link" }>;
@@ -177,6 +177,8 @@ export class Renderer {
         if (!this.#hasHeader) this.#line(ROUND_HEADER, "dim");
         this.#hasHeader = true;
         return this.#line(roundLine(event));
+      case "set":
+        return this.#line(`parameters changed at ${time(event.atMs)}`, "dim");
       case "link":
         return this.#line(linkText(event), event.what === "channel-lost" || event.what === "control-lost" ? "yellow" : "dim");
       case "switchover":

@@ -3,7 +3,7 @@ import { PAGE_BYTES } from "@precopy/protocol";
 import type { Decision, MigrationError, RoundProgress, SourceEvent, SourcePhase } from "@precopy/protocol";
 import { offer } from "@precopy/protocol";
 import type { MigrationPorts } from "./migration.js";
-import type { DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort } from "./ports.js";
+import type { DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort, Timer } from "./ports.js";
 import { SourceHandover } from "./source-handover.js";
 
 export type Call = "start" | "collect" | "sendRound" | "sendLast" | "pause" | "prepare" | "decide" | "commit" | "stop";
@@ -48,6 +48,22 @@ export class FakePorts implements MigrationPorts {
   readonly #counts = new Map<Call, number>();
   #finds = 0;
 
+  /** What was withheld of the vCPUs, each time anew. */
+  readonly withheld: (readonly number[])[] = [];
+  /** Of the one vCPU, so far. */
+  dirtiedPages = 0;
+  #withheldMs = 0;
+  #withheldAtMs = 0;
+  /** What is called every so often; a test calls it itself. */
+  tick: () => void = () => {};
+  readonly every: Timer = (_ms, work) => {
+    this.tick = work;
+    return () => {
+      this.tick = () => {};
+    };
+  };
+  #sentPages = 0;
+
   readonly clock = (): number => this.nowMs;
 
   async #call(call: Call, detail = ""): Promise<void> {
@@ -75,6 +91,7 @@ export class FakePorts implements MigrationPorts {
       const normalPages = pages.count();
       await this.#call("sendRound", ` ${round} ${JSON.stringify(pagesOf(pages))}`);
       this.nowMs += normalPages * this.pageMs;
+      this.#sentPages += normalPages;
       return { normalPages, zeroPages: 0, bytes: normalPages * PAGE_BYTES, ms: (this.costMs.sendRound ?? 0) + normalPages * this.pageMs };
     },
     sendLast: async (round, pages) => {
@@ -88,6 +105,8 @@ export class FakePorts implements MigrationPorts {
       };
     },
     roundTripMs: () => 0.1,
+    sentPages: () => this.#sentPages,
+    setMaxBandwidth: () => {},
   };
 
   readonly guest: GuestPort = {
@@ -96,7 +115,20 @@ export class FakePorts implements MigrationPorts {
       await this.#call("pause");
       return STATE;
     },
+    withhold: (shares) => {
+      this.#passWithheld();
+      this.withheld.push(shares);
+    },
+    activity: () => {
+      this.#passWithheld();
+      return [{ dirtiedPages: this.dirtiedPages, withheldMs: this.#withheldMs }];
+    },
   };
+
+  #passWithheld(): void {
+    this.#withheldMs += (this.withheld.at(-1)?.[0] ?? 0) * (this.nowMs - this.#withheldAtMs);
+    this.#withheldAtMs = this.nowMs;
+  }
 
   readonly handover: HandoverPort = {
     tell: (state) => {

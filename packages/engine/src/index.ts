@@ -1,3 +1,4 @@
+export * from "./dirty-demand.js";
 export * from "./estimate.js";
 export * from "./migration.js";
 export * from "./policy.js";
@@ -5,4 +6,7 @@ export * from "./ports.js";
 export * from "./round-loop.js";
 export * from "./round-stats.js";
 export * from "./switchover.js";
+export * from "./throttle.js";
+export * from "./throttling.js";
+export * from "./simulator.js";
 export * from "./source-handover.js";

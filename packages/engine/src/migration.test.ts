@@ -9,8 +9,16 @@ import type { SwitchResult } from "./migration.js";
 
 const span = (pages: number): number[] => Array.from({ length: pages }, (_, at) => at);
 
-function migrationWith(ports: FakePorts, mode: MigrationParameters["mode"] = "precopy"): Migration {
-  return new Migration({ pages: 400, parameters: { ...DEFAULT_PARAMETERS, mode }, acceptedAtMs: 900 }, ports, ports.machine);
+function migrationWith(
+  ports: FakePorts,
+  mode: MigrationParameters["mode"] = "precopy",
+  more: Partial<MigrationParameters> = {},
+): Migration {
+  return new Migration(
+    { pages: 400, parameters: () => ({ ...DEFAULT_PARAMETERS, mode, ...more }), acceptedAtMs: 900 },
+    ports,
+    ports.machine,
+  );
 }
 /** Two rounds of 50 and 10 ms: the second leaves as much as the first, so a third is not worth it. */
 function busyPorts(): FakePorts {
@@ -109,6 +117,19 @@ describe("a migration that nothing disturbs", () => {
       [last?.decision, last?.dirtyPages, last?.startMs, last?.durationMs, last?.collectMs],
       ["last round: guest paused", 82, 166, 11, 1],
     );
+  });
+
+  it("whose time is up with --timeout-action force pauses after the round under way, and completes", async () => {
+    const ports = new FakePorts();
+    ports.costMs = { sendRound: 5000 };
+    ports.finds = Array.from({ length: 50 }, () => span(400));
+    const migration = migrationWith(ports, "precopy", { timeoutMs: 7000, timeoutAction: "force" });
+    ports.onRoundDone = ({ round }) => {
+      if (round === 1) migration.timeOut();
+    };
+    await migration.run();
+    assert.equal(ports.machine.state.phase, "completed");
+    assert.equal(ports.rounds.length, 3, "two and the last");
   });
 
   it("with stop-and-copy goes from setup straight to device, and starts the log with the guest paused", async () => {
@@ -231,6 +252,30 @@ describe("a migration that is hit", () => {
     assert.equal(ports.machine.state.phase, "failed");
     assert.deepEqual(ports.stopReasons, [error]);
     assert.ok(!ports.calls.includes("pause"));
+  });
+
+  it("when its time is up ends as failed with ERR_TIMEOUT, the guest never paused", async () => {
+    const ports = busyPorts();
+    const migration = migrationWith(ports, "precopy", { timeoutMs: 5000 });
+    ports.onRoundDone = () => migration.timeOut();
+    const error = await failureOf(migration.run());
+    assert.equal(error.code, "ERR_TIMEOUT");
+    assert.equal(ports.machine.state.phase, "failed");
+    assert.ok(!ports.calls.includes("pause"));
+  });
+
+  it("whatever ends it, what was withheld of the guest is lifted before anybody lets it go on", async () => {
+    const ports = new FakePorts();
+    ports.costMs = { sendRound: 5000 };
+    ports.finds = Array.from({ length: 50 }, () => span(400));
+    const migration = migrationWith(ports, "precopy", { throttle: "auto-converge" });
+    ports.during = (call, nth) => {
+      if (call === "sendRound" && nth === 4) throw new MigrationError("ERR_LINK_LOST", "in the fourth round");
+    };
+    await failureOf(migration.run());
+    assert.deepEqual(ports.withheld, [[0.2], []]);
+    ports.tick();
+    assert.deepEqual(ports.withheld.length, 2, "nothing acts afterwards");
   });
 
   it("by what is no MigrationError fails with ERR_INTERNAL as its code and the original as its cause", async () => {

@@ -1,9 +1,11 @@
 import { Bitmap } from "@precopy/guest";
 import { MigrationError, sourceMayAbort } from "@precopy/protocol";
-import type { DowntimeBreakdown, MigrationParameters, RoundProgress } from "@precopy/protocol";
-import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, StopPorts } from "./ports.js";
+import type { DowntimeBreakdown, RoundProgress } from "@precopy/protocol";
+import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, StopPorts, Timer } from "./ports.js";
 import { preCopy } from "./round-loop.js";
+import type { MigrationPlan } from "./round-loop.js";
 import type { SourceHandover } from "./source-handover.js";
+import { Throttling } from "./throttling.js";
 import { pauseAndPrepare } from "./switchover.js";
 import type { Prepared } from "./switchover.js";
 
@@ -14,17 +16,10 @@ export interface MigrationPorts {
   readonly handover: HandoverPort;
   readonly stop: StopPorts;
   readonly clock: Clock;
+  readonly every: Timer;
   /** The target's own measure of how fast its vCPUs start, ms. */
   readonly resumeMs: number;
   onRound(round: RoundProgress): void;
-}
-
-export interface MigrationPlan {
-  /** Of the guest. */
-  readonly pages: number;
-  readonly parameters: MigrationParameters;
-  /** When the command was accepted, on the ports' clock. */
-  readonly acceptedAtMs: number;
 }
 
 /** What a completed switch measured. */
@@ -46,15 +41,18 @@ export interface SwitchResult {
  * COMMIT leaves the guest the source's, for the owner of this object to resume; after COMMIT only the target's answer ends it.
  */
 export class Migration {
-  readonly #plan: MigrationPlan;
+  readonly #plan: Omit<MigrationPlan, "isForced">;
   readonly #ports: MigrationPorts;
   readonly #broken: Promise<never>;
   #reject: (error: MigrationError) => void = () => {};
   readonly #handover: SourceHandover;
   #isBroken = false;
+  /** Time was up: the pause takes as long as it takes. */
+  isForced = false;
+  #throttling: Throttling | undefined;
 
   /** @param handover in `setup`; nobody else takes its steps until `commit` is asked to. */
-  constructor(plan: MigrationPlan, ports: MigrationPorts, handover: SourceHandover) {
+  constructor(plan: Omit<MigrationPlan, "isForced">, ports: MigrationPorts, handover: SourceHandover) {
     this.#plan = plan;
     this.#ports = ports;
     this.#handover = handover;
@@ -69,6 +67,15 @@ export class Migration {
     const { phase } = this.#handover.state;
     if (!sourceMayAbort(phase)) throw new MigrationError("ERR_CANCEL_TOO_LATE", `The migration is ${phase}`);
     this.#break(new MigrationError("ERR_CANCELLED", "Cancelled by the operator"));
+  }
+
+  /** The time that it was given is up. Only before the pause: what comes after it has time-outs of its own. */
+  timeOut(): void {
+    const { timeoutMs, timeoutAction } = this.#plan.parameters();
+    const { phase } = this.#handover.state;
+    if (phase !== "setup" && phase !== "active") return;
+    if (timeoutAction === "force") this.isForced = true;
+    else this.#break(new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`));
   }
 
   #break(error: MigrationError): void {
@@ -86,6 +93,14 @@ export class Migration {
    * @throws {MigrationError} in `failed`, `cancelled` or `taken-back`: the guest is the source's, and stands still if it was paused. ERR_GIVEN_UP.
    */
   async run(): Promise<SwitchResult> {
+    try {
+      return await this.#run();
+    } finally {
+      this.#throttling?.lift(); // before anybody lets the guest go on here
+    }
+  }
+
+  async #run(): Promise<SwitchResult> {
     const { handover, clock } = this.#ports;
     const { acceptedAtMs } = this.#plan;
     const { prepared, setupMs, expectedDowntimeMs } = await this.#reachCommitting();
@@ -112,7 +127,7 @@ export class Migration {
     const { clock } = this.#ports;
     const { acceptedAtMs } = this.#plan;
     try {
-      const live = this.#plan.parameters.mode === "precopy" ? await this.#runRounds() : undefined;
+      const live = this.#plan.parameters().mode === "precopy" ? await this.#runRounds() : undefined;
       const pausedAtMs = clock();
       this.#handover.step("pause");
       const remaining = live?.remaining ?? new Bitmap(this.#plan.pages);
@@ -132,6 +147,7 @@ export class Migration {
         dirtyPagesPerSecond: undefined,
         expectedDowntimeMs: live?.expectedDowntimeMs,
         remainingPages: 0,
+        throttlePercent: 0,
         decision: "last round: guest paused",
       });
       // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.
@@ -146,10 +162,11 @@ export class Migration {
   }
 
   async #runRounds(): Promise<{ remaining: Bitmap; rounds: number; expectedDowntimeMs: number; setupMs: number }> {
-    const { pages, acceptedAtMs, parameters } = this.#plan;
+    const plan = { ...this.#plan, isForced: () => this.isForced };
     let setupMs: number | undefined;
     this.#handover.step("rounds");
-    const loop = preCopy(pages, parameters.downtimeLimitMs, acceptedAtMs, this.#ports, (round) => {
+    this.#throttling = new Throttling(this.#ports, plan.parameters);
+    const loop = preCopy(plan, this.#ports, this.#throttling, (round) => {
       setupMs ??= round.startMs;
       this.#ports.onRound(round);
     });

@@ -1,9 +1,15 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { PAGE_BYTES } from "@precopy/protocol";
+import { DEFAULT_PARAMETERS, PAGE_BYTES } from "@precopy/protocol";
 import fc from "fast-check";
-import { decide } from "./policy.js";
-import type { Decision, RoundOutlook } from "./policy.js";
+import { decide as decideBy } from "./policy.js";
+import type { Decision, PolicyParameters, RoundOutlook } from "./policy.js";
+
+const limitedTo = (downtimeLimitMs: number): PolicyParameters => ({ ...DEFAULT_PARAMETERS, downtimeLimitMs });
+/** With nothing withheld. */
+const decide = (history: readonly RoundOutlook[], downtimeLimitMs: number): Decision => decideBy(history, limitedTo(downtimeLimitMs));
+/** Of a round that held nothing back. */
+const free = { sentPages: 0, throttlePercent: 0, throttleStepPercent: 0 };
 
 /** A guest that dirties `dirtyPagesPerMs` pages of a working set, on a link of constant speed. */
 interface Model {
@@ -20,6 +26,7 @@ function outlookAfter(roundMs: number, { pagesPerMs, dirtyPagesPerMs, workingSet
   const remainingPages = dirtied(roundMs);
   const nextRoundMs = remainingPages / pagesPerMs + fixedMs;
   return {
+    ...free,
     remainingPages,
     dirtyPagesPerSecond: (remainingPages / roundMs) * 1000,
     sendPagesPerSecond: pagesPerMs * 1000,
@@ -44,6 +51,7 @@ function play(model: Model, downtimeLimitMs: number, roundsMax: number): { histo
 /** 1 GiB at 1 GB/s or so. */
 const idle: Model = { pages: 2 ** 18, pagesPerMs: 250, dirtyPagesPerMs: 0, workingSet: 0, fixedMs: 2 };
 const flat = (expectedDowntimeMs: number): RoundOutlook => ({
+  ...free,
   remainingPages: 25_000,
   dirtyPagesPerSecond: 250_000,
   sendPagesPerSecond: 125_000,
@@ -120,6 +128,7 @@ describe("over downtime-limit", () => {
 
 describe("under downtime-limit", () => {
   const permitted: RoundOutlook = {
+    ...free,
     remainingPages: 5000,
     dirtyPagesPerSecond: 1000,
     sendPagesPerSecond: 250_000,
@@ -162,6 +171,63 @@ describe("under downtime-limit", () => {
   });
 });
 
+describe("auto-converge", () => {
+  const parameters: PolicyParameters = { ...limitedTo(300), throttle: "auto-converge" };
+  /** A round that left so many pages of a thousand that it sent, at one step. */
+  const left = (remainingPages: number, throttleStepPercent: number): RoundOutlook => ({
+    ...flat(1000),
+    sentPages: 1000,
+    remainingPages,
+    throttleStepPercent,
+    throttlePercent: throttleStepPercent,
+  });
+  const stepAfter = (...history: RoundOutlook[]): number | undefined => {
+    const decision = decideBy(history, parameters);
+    return decision.action === "next round" ? decision.throttlePercent : assert.fail(decision.reason);
+  };
+
+  it("takes the first step after two rounds in which more than half of what was sent was dirtied", () => {
+    assert.equal(stepAfter(left(501, 0)), undefined);
+    assert.equal(stepAfter(left(501, 0), left(501, 0)), 20);
+    assert.equal(stepAfter(left(501, 0), left(500, 0)), undefined);
+  });
+
+  it("takes the next step after two such rounds at the last one, up to the maximum and no further", () => {
+    assert.equal(stepAfter(left(900, 0), left(900, 0), left(900, 20)), undefined);
+    assert.equal(stepAfter(left(900, 20), left(900, 20)), 30);
+    assert.equal(stepAfter(left(900, 95), left(900, 95)), 99);
+    assert.equal(stepAfter(left(900, 99), left(900, 99)), undefined);
+  });
+
+  it("does not give up while there is a step left, nor before five rounds at the last brought nothing", () => {
+    assert.equal(decideBy(repeat(left(900, 80), 20), parameters).action, "next round");
+    assert.equal(decideBy([...repeat(left(900, 80), 20), ...repeat(left(900, 99), 4)], parameters).action, "next round");
+    assert.equal(decideBy([...repeat(left(900, 80), 20), ...repeat(left(900, 99), 5)], parameters).action, "give up");
+  });
+});
+
+describe("sdps", () => {
+  const parameters: PolicyParameters = { ...limitedTo(300), throttle: "sdps" };
+  const held = (throttlePercent: number): RoundOutlook => ({ ...flat(1000), throttlePercent });
+
+  it("does not give up while more could be withheld, and does when five rounds with nothing left to withhold brought nothing", () => {
+    assert.equal(decideBy(repeat(held(60), 20), parameters).action, "next round");
+    assert.equal(decideBy([...repeat(held(60), 2), ...repeat(held(98), 5)], parameters).action, "give up");
+  });
+  it("asks for no steps: its controller does not wait for the ends of rounds", () => {
+    const decision = decideBy(repeat({ ...held(0), sentPages: 1000, remainingPages: 5000 }, 2), parameters);
+    assert.ok(decision.action === "next round" && decision.throttlePercent === undefined);
+  });
+});
+
+describe("when the operator's time is up", () => {
+  it("the guest is paused, whatever is expected", () => {
+    const decision = decideBy([flat(9000)], limitedTo(300), true);
+    assert.equal(decision.action, "switch over");
+    assert.match(decision.reason, /time is up, expected 9000.0 ms/);
+  });
+});
+
 describe("decide", () => {
   it("asks for a first round when nothing is known", () => assert.equal(decide([], 300).action, "next round"));
 
@@ -190,6 +256,9 @@ describe("decide", () => {
   const outlooks = fc.record(
     {
       remainingPages: fc.nat(),
+      sentPages: fc.nat(),
+      throttlePercent: fc.double({ min: 0, max: 100, noNaN: true }),
+      throttleStepPercent: fc.integer({ min: 0, max: 99 }),
       dirtyPagesPerSecond: fc.double({ min: 0, max: 1e9, noNaN: true }),
       sendPagesPerSecond: fc.double({ min: 0, noNaN: true }),
       expectedDowntimeMs: fc.double({ min: 0, max: 1e6, noNaN: true }),

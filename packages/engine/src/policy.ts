@@ -1,9 +1,16 @@
 import { PAGE_BYTES, formatBandwidth } from "@precopy/protocol";
+import type { MigrationParameters } from "@precopy/protocol";
 
 /** What the policy knows when a round has been acknowledged and the next dirty pages are collected. Times in ms. */
 export interface RoundOutlook {
   /** Collected now: what the next round, or the last one, has to send. */
   readonly remainingPages: number;
+  /** What the round that has ended sent, with data. */
+  readonly sentPages: number;
+  /** Of the guest's time, withheld since the collection before; measured. */
+  readonly throttlePercent: number;
+  /** auto-converge's step while that round lasted; 0 before the first, and without it. */
+  readonly throttleStepPercent: number;
   /** Over the time between the last two collections. */
   readonly dirtyPagesPerSecond: number;
   /** What the link carries while a round's bytes are under way; Infinity if nothing was sent yet. */
@@ -16,7 +23,8 @@ export interface RoundOutlook {
 }
 
 export type Decision =
-  | { readonly action: "next round"; readonly reason: string }
+  /** throttlePercent: auto-converge's next step, if it takes one now. */
+  | { readonly action: "next round"; readonly reason: string; readonly throttlePercent?: number }
   | { readonly action: "switch over"; readonly reason: string }
   | { readonly action: "give up"; readonly reason: string };
 
@@ -31,16 +39,34 @@ const STALLED_ROUNDS = 5;
 const STALLED_SHARE = 0.02;
 /** A guest that dirties almost as fast as the link sends gains a little each round, for hours: 64 GiB at 99 % would take 549 rounds. */
 const ROUNDS_MAX = 150;
+/** auto-converge: rounds in which the guest dirtied too much, at one step, before the next. As many as in QEMU. */
+const OUTRUN_ROUNDS = 2;
+/** sdps: where this much was withheld, there was nothing left to withhold. */
+const SDPS_PERCENT_MAX = 97;
+
+/** What the policy reads of the parameters; they may have changed since the round before. */
+export type PolicyParameters = Pick<
+  MigrationParameters,
+  | "downtimeLimitMs"
+  | "throttle"
+  | "throttleTriggerThresholdPercent"
+  | "cpuThrottleInitialPercent"
+  | "cpuThrottleIncrementPercent"
+  | "maxCpuThrottlePercent"
+>;
 
 /**
- * Decides after each round, from the history of outlooks (oldest first, never empty) and the limit. Pure: engine, simulator and tests
+ * Decides after each round, from the history of outlooks (oldest first, never empty) and the parameters. Pure: engine, simulator and tests
  * ask the same function. Being under the limit permits the switch and does not order it: rounds go on while the next is forecast to
  * lower the expected downtime markedly for little more total time.
+ * @param isForced the operator's time is up: the guest is paused now, whatever the pause will be.
  */
-export function decide(history: readonly RoundOutlook[], downtimeLimitMs: number): Decision {
+export function decide(history: readonly RoundOutlook[], parameters: PolicyParameters, isForced = false): Decision {
+  const { downtimeLimitMs } = parameters;
   const now = history.at(-1);
   if (now === undefined) return { action: "next round", reason: "nothing known yet" };
   const expected = now.expectedDowntimeMs;
+  if (isForced) return { action: "switch over", reason: `time is up, expected ${expected.toFixed(1)} ms` };
   if (expected <= downtimeLimitMs) {
     const gain = expected - now.forecastDowntimeMs;
     const isWorth = gain > Math.max(WORTH_SHARE * expected, WORTH_MS) && now.nextRoundMs <= TOTAL_MS_PER_PAUSE_MS * gain;
@@ -50,9 +76,12 @@ export function decide(history: readonly RoundOutlook[], downtimeLimitMs: number
   }
   // Once it was within the limit, and another round was to make it better: what it was then it can be again.
   const wasWithin = history.some(({ expectedDowntimeMs }) => expectedDowntimeMs <= downtimeLimitMs);
-  if (history.length >= ROUNDS_MAX || (isStalled(history, STALLED_ROUNDS) && !wasWithin))
-    return { action: "give up", reason: verdict(history, downtimeLimitMs) };
-  return { action: "next round", reason: `expected ${expected.toFixed(0)} ms is over the limit` };
+  const isHopeless = isStalled(history, STALLED_ROUNDS) && !wasWithin && !mayThrottleMore(history, parameters);
+  if (history.length >= ROUNDS_MAX || isHopeless) return { action: "give up", reason: verdict(history, parameters) };
+  const throttlePercent = parameters.throttle === "auto-converge" ? nextStep(history, parameters) : undefined;
+  const reason = `expected ${expected.toFixed(0)} ms is over the limit`;
+  if (throttlePercent === undefined) return { action: "next round", reason };
+  return { action: "next round", reason: `${reason}, throttled to ${throttlePercent} %`, throttlePercent };
 }
 
 /** True if none of the last `rounds` brought a shorter expected downtime than all before them. */
@@ -62,8 +91,35 @@ function isStalled(history: readonly RoundOutlook[], rounds: number): boolean {
   return shortest(history.slice(-rounds)) > shortest(history.slice(0, -rounds)) * (1 - STALLED_SHARE);
 }
 
+/** Rounds without progress say that nothing will come of it only if nothing more could be withheld in any of them. */
+function mayThrottleMore(history: readonly RoundOutlook[], { throttle, maxCpuThrottlePercent }: PolicyParameters): boolean {
+  if (throttle !== "auto-converge" && throttle !== "sdps") return false; // a dirty limit is met as well as it can be, and stays what it is
+  return history
+    .slice(-STALLED_ROUNDS)
+    .some(({ throttlePercent, throttleStepPercent }) =>
+      throttle === "sdps" ? throttlePercent < SDPS_PERCENT_MAX : throttleStepPercent < maxCpuThrottlePercent,
+    );
+}
+
+/**
+ * auto-converge: raises what is withheld after two rounds at one step in which the guest dirtied more than its share of what was sent.
+ * @returns percent, or undefined to leave it. @see QEMU, migration/ram.c, migration_trigger_throttle
+ */
+function nextStep(
+  history: readonly RoundOutlook[],
+  { throttleTriggerThresholdPercent, cpuThrottleInitialPercent, cpuThrottleIncrementPercent, maxCpuThrottlePercent }: PolicyParameters,
+): number | undefined {
+  const isOutrun = ({ remainingPages, sentPages }: RoundOutlook): boolean =>
+    remainingPages > (sentPages * throttleTriggerThresholdPercent) / 100;
+  const last = history.slice(-OUTRUN_ROUNDS);
+  const step = last.at(-1)?.throttleStepPercent ?? 0;
+  if (last.length < OUTRUN_ROUNDS || !last.every((round) => isOutrun(round) && round.throttleStepPercent === step)) return undefined;
+  const next = Math.min(step === 0 ? cpuThrottleInitialPercent : step + cpuThrottleIncrementPercent, maxCpuThrottlePercent);
+  return next === step ? undefined : next;
+}
+
 /** In words, with the numbers a person needs to choose a remedy. */
-function verdict(history: readonly RoundOutlook[], downtimeLimitMs: number): string {
+function verdict(history: readonly RoundOutlook[], { downtimeLimitMs }: PolicyParameters): string {
   const best = Math.min(...history.map(({ expectedDowntimeMs }) => expectedDowntimeMs));
   const now = history.at(-1);
   const speed = (pagesPerSecond = Infinity): string =>

@@ -1,4 +1,4 @@
-import type { Bitmap, GuestState } from "@precopy/guest";
+import type { Bitmap, GuestState, VcpuActivity } from "@precopy/guest";
 import type { MigrationError } from "@precopy/protocol";
 
 /** One round on the page channels. */
@@ -24,12 +24,20 @@ export interface LinkPort {
   sendLast(round: number, pages: Bitmap): Promise<RoundTransfer>;
   /** Shortest control round trip seen, ms. */
   roundTripMs(): number;
+  /** Pages handed to the system with their data since the migration began, in the round under way too. */
+  sentPages(): number;
+  /** The cap on all channels, bytes/s, from now on; 0 for none. */
+  setMaxBandwidth(bytesPerSecond: number): void;
 }
 
 export interface GuestPort {
   /** How long a pause would take now, ms. */
   probeMs(): number;
   pause(): Promise<GuestState>;
+  /** Of each vCPU this share of its time, 0 to 0.999, until told otherwise; an empty list lifts all. */
+  withhold(shares: readonly number[]): void;
+  /** Of each vCPU; counters. */
+  activity(): readonly VcpuActivity[];
 }
 
 export interface FinalState {
@@ -52,3 +60,6 @@ export type StopPorts = (reason: MigrationError) => Promise<void>;
 
 /** Milliseconds, monotonic. */
 export type Clock = () => number;
+
+/** Calls `work` every `ms` until the function it returns is called. */
+export type Timer = (ms: number, work: () => void) => () => void;

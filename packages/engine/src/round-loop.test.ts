@@ -1,15 +1,20 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
+import { DEFAULT_PARAMETERS, MigrationError, PAGE_BYTES } from "@precopy/protocol";
+import type { MigrationParameters } from "@precopy/protocol";
 import { FakePorts, pagesOf } from "./fake-ports.js";
 import { preCopy } from "./round-loop.js";
 import type { RoundLoopResult } from "./round-loop.js";
+import { Throttling } from "./throttling.js";
 
 const PAGES = 400;
 const STARTED_AT = 900; // the fake clock begins at 1000
 
-const run = (ports: FakePorts, downtimeLimitMs = 300): Promise<RoundLoopResult> =>
-  preCopy(PAGES, downtimeLimitMs, STARTED_AT, ports, (round) => ports.onRound(round));
+function run(ports: FakePorts, given: () => Partial<MigrationParameters> = () => ({}), isForced = () => false): Promise<RoundLoopResult> {
+  const parameters = (): MigrationParameters => ({ ...DEFAULT_PARAMETERS, ...given() });
+  const plan = { pages: PAGES, acceptedAtMs: STARTED_AT, parameters, isForced };
+  return preCopy(plan, ports, new Throttling(ports, parameters), (round) => ports.onRound(round));
+}
 
 /** So many pages in a row. */
 const span = (pages: number, first = 0): number[] => Array.from({ length: pages }, (_, at) => first + at);
@@ -83,6 +88,7 @@ describe("preCopy", () => {
         dirtyPagesPerSecond: undefined, // what the guest held is not what it dirtied
         expectedDowntimeMs: undefined,
         remainingPages: 80,
+        throttlePercent: 0,
         decision: "next round",
       },
     );
@@ -96,7 +102,7 @@ describe("preCopy", () => {
     const ports = new FakePorts();
     ports.costMs = { sendRound: 5000 };
     ports.finds = Array.from({ length: 50 }, () => span(400));
-    const error = await run(ports, 300).then(() => assert.fail("it converged"), MigrationError.from);
+    const error = await run(ports).then(() => assert.fail("it converged"), MigrationError.from);
     assert.equal(error.code, "ERR_NOT_CONVERGING");
     assert.match(
       error.message,
@@ -117,6 +123,42 @@ describe("preCopy", () => {
       await assert.rejects(run(ports), (error) => error === broken);
       assert.equal(ports.calls.at(-1)?.split(" ")[0], call);
     }
+  });
+
+  /** Every round leaves as much as before. */
+  function stubborn(): FakePorts {
+    const ports = new FakePorts();
+    ports.costMs = { sendRound: 5000 };
+    ports.finds = Array.from({ length: 50 }, () => span(400));
+    return ports;
+  }
+
+  it("obeys a downtime limit that was raised while it runs, from the next decision on", async () => {
+    const ports = stubborn();
+    let downtimeLimitMs = 300;
+    ports.onRoundDone = ({ round }) => {
+      if (round === 3) downtimeLimitMs = 10_000;
+    };
+    assert.equal((await run(ports, () => ({ downtimeLimitMs }))).rounds, 4);
+  });
+
+  it("with the time up, the round under way is the last one, whatever the pause will be", async () => {
+    const ports = stubborn();
+    const { rounds } = await run(ports, undefined, () => ports.rounds.length === 2);
+    assert.equal(rounds, 3);
+    assert.match(ports.rounds.at(-1)?.decision ?? "", /^switch over: time is up/);
+  });
+
+  it("withholds what auto-converge asks for, step by step, reports what was withheld, and leaves it so for the pause", async () => {
+    const ports = stubborn();
+    const taken: number[] = [];
+    ports.onRoundDone = ({ round, throttlePercent }) => {
+      taken.push(Math.round(throttlePercent));
+      if (round === 5) ports.finds = []; // it is slow enough now
+    };
+    await run(ports, () => ({ throttle: "auto-converge", maxCpuThrottlePercent: 30 }));
+    assert.deepEqual(ports.withheld, [[0.2], [0.3]]);
+    assert.deepEqual(taken.slice(0, 5), [0, 0, 20, 20, 30]);
   });
 
   it("sends a round even if nothing is dirty: its acknowledgement measures the fixed part", async () => {

@@ -1,20 +1,32 @@
 import { Bitmap } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
-import type { RoundProgress } from "@precopy/protocol";
+import type { MigrationParameters, RoundProgress } from "@precopy/protocol";
 import { expectedDowntimeMs } from "./estimate.js";
 import type { FixedParts } from "./estimate.js";
 import { decide } from "./policy.js";
 import type { Decision, RoundOutlook } from "./policy.js";
 import type { Clock, DirtyPort, GuestPort, LinkPort } from "./ports.js";
 import { RoundStats } from "./round-stats.js";
+import type { Throttling } from "./throttling.js";
 
 export interface RoundLoopPorts {
   readonly dirty: DirtyPort;
-  readonly link: LinkPort;
-  readonly guest: GuestPort;
+  readonly link: Pick<LinkPort, "sendRound" | "roundTripMs">;
+  readonly guest: Pick<GuestPort, "probeMs">;
   readonly clock: Clock;
   /** The target's own measure of how fast its vCPUs start, ms. */
   readonly resumeMs: number;
+}
+
+/** What is to be migrated, and how; the latter may be changed while it runs. */
+export interface MigrationPlan {
+  /** Of the guest. */
+  readonly pages: number;
+  /** When the command was accepted, on the ports' clock. */
+  readonly acceptedAtMs: number;
+  parameters(): MigrationParameters;
+  /** The operator's time is up, and the round under way is to be the last. */
+  isForced(): boolean;
 }
 
 export interface RoundLoopResult {
@@ -26,15 +38,27 @@ export interface RoundLoopResult {
 
 /**
  * Pre-copy: collect, send, estimate, decide, until the policy says that the guest can be paused. Every round is acknowledged before the
- * next is collected, so the channels are drained when this returns.
+ * next is collected, so the channels are drained when this returns. What the guest is throttled by then it stays, until it stands still.
  * @throws {MigrationError} ERR_NOT_CONVERGING with the policy's verdict, and whatever the ports throw.
  * @see Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
  */
 export async function preCopy(
-  pages: number,
-  downtimeLimitMs: number,
-  startedAtMs: number,
+  plan: MigrationPlan,
+  ports: RoundLoopPorts,
+  throttling: Throttling,
+  onRound: (round: RoundProgress) => void,
+): Promise<RoundLoopResult> {
+  try {
+    return await sendRounds(plan, ports, throttling, onRound);
+  } finally {
+    throttling.freeze();
+  }
+}
+
+async function sendRounds(
+  { pages, acceptedAtMs, parameters, isForced }: MigrationPlan,
   { dirty, link, guest, clock, resumeMs }: RoundLoopPorts,
+  throttling: Throttling,
   onRound: (round: RoundProgress) => void,
 ): Promise<RoundLoopResult> {
   const stats = new RoundStats();
@@ -43,12 +67,13 @@ export async function preCopy(
   let collectMs = await dirty.start(bitmap);
   let collectedAt = clock();
   let dirtyRate: number | undefined;
+  let throttleStepPercent = 0;
   for (let round = 1; ; round++) {
     const dirtyPages = bitmap.count();
-    const startMs = clock() - startedAtMs;
+    const startMs = clock() - acceptedAtMs;
     const transfer = await link.sendRound(round, bitmap);
     stats.add(transfer, link.roundTripMs());
-    const durationMs = clock() - startedAtMs - startMs;
+    const durationMs = clock() - acceptedAtMs - startMs;
 
     // The round's pages are acknowledged, so its bits may go; what is collected now is the next round.
     bitmap.clear();
@@ -60,9 +85,17 @@ export async function preCopy(
     dirtyRate = (remainingPages / Math.max(now - collectedAt, 0.001)) * 1000;
     collectedAt = now;
 
+    throttling.collected(remainingPages, 1000 / stats.pagesMs(1));
+    const throttlePercent = throttling.takePercent();
+
     const parts = { pauseMs: guest.probeMs(), collectMs, roundTripMs: link.roundTripMs(), resumeMs };
-    history.push(outlook(remainingPages, dirtyRate, stats, parts));
-    const decision = decide(history, downtimeLimitMs);
+    const { normalPages: sentPages } = transfer;
+    history.push({ ...outlook(remainingPages, dirtyRate, stats, parts), sentPages, throttlePercent, throttleStepPercent });
+    const decision = decide(history, parameters(), isForced());
+    if (decision.action === "next round" && decision.throttlePercent !== undefined) {
+      throttleStepPercent = decision.throttlePercent;
+      throttling.converge(throttleStepPercent);
+    }
     const expected = expectedDowntimeMs(remainingPages, stats, parts);
     onRound({
       round,
@@ -77,6 +110,7 @@ export async function preCopy(
       dirtyPagesPerSecond: round === 1 ? undefined : lastRate,
       expectedDowntimeMs: expected,
       remainingPages,
+      throttlePercent,
       decision: describe(decision),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
@@ -86,7 +120,9 @@ export async function preCopy(
 
 const describe = ({ action, reason }: Decision): string => `${action}: ${reason}`;
 
-function outlook(remainingPages: number, dirtyPagesPerSecond: number, stats: RoundStats, parts: FixedParts): RoundOutlook {
+type Forecast = Omit<RoundOutlook, "sentPages" | "throttlePercent" | "throttleStepPercent">;
+
+function outlook(remainingPages: number, dirtyPagesPerSecond: number, stats: RoundStats, parts: FixedParts): Forecast {
   const nextRoundMs = stats.pagesMs(remainingPages) + parts.collectMs + (stats.fixedMs ?? parts.roundTripMs);
   const nextPages = Math.min((dirtyPagesPerSecond * nextRoundMs) / 1000, remainingPages);
   return {

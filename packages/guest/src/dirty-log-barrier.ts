@@ -17,6 +17,8 @@ export const allocateBarrier = (pages: number): SharedBarrier => {
 export class WriteBarrier {
   readonly #marks: Uint32Array;
   readonly #populated: Uint32Array;
+  /** Pages this writer was the first to mark since a collection, over all of them. */
+  dirtied = 0;
 
   constructor({ marks, populated }: SharedBarrier) {
     this.#marks = marks;
@@ -32,7 +34,7 @@ export class WriteBarrier {
     const word = page >>> 5;
     const bit = 1 << (page & 31);
     if ((this.#populated[word]! & bit) === 0) Atomics.or(this.#populated, word, bit); // bits here are never cleared while a guest lives
-    Atomics.or(this.#marks, word, bit);
+    if ((Atomics.or(this.#marks, word, bit) & bit) === 0) this.dirtied++;
   }
 
   markRun(firstPage: number, pages: number): void {

@@ -40,6 +40,12 @@ export interface GuestState {
   readonly clockMs: number;
 }
 
+/** What one vCPU did so far. */
+export interface VcpuActivity {
+  readonly dirtiedPages: number;
+  readonly withheldMs: number;
+}
+
 export interface VcpuOrder {
   readonly workload: string;
   readonly options: Record<string, string | number | boolean>;
@@ -225,6 +231,16 @@ export class Guest {
     const signs = this.#vcpus.map((vcpu) => vcpu.askForSign());
     this.#vcpus.forEach((vcpu, at) => vcpu.awaitSign(signs[at] ?? 0, started + PROBE_MS_MAX));
     return performance.now() - started;
+  }
+
+  /** Withholds of each vCPU this share of its time, 0 to 0.9999; a migration that throttles lifts it however it ends. */
+  withhold(shares: readonly number[]): void {
+    this.#vcpus.forEach((vcpu, at) => vcpu.withhold(shares[at] ?? 0));
+  }
+
+  /** Of each vCPU: pages it dirtied, each once between two collections, and for how long it was withheld. Counters, for rates. */
+  activity(): VcpuActivity[] {
+    return this.#vcpus.map((vcpu) => ({ dirtiedPages: vcpu.dirtiedPages(this.dirtyLog), withheldMs: vcpu.withheldMs }));
   }
 
   /**

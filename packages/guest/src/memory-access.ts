@@ -22,6 +22,11 @@ export class MemoryAccess {
     this.#barrier = barrier === undefined ? undefined : new WriteBarrier(barrier);
   }
 
+  /** With the barrier log: pages this accessor dirtied, each once between two collections; undefined with mmu. */
+  get dirtiedPages(): number | undefined {
+    return this.#barrier?.dirtied;
+  }
+
   loadU32(at: number): number {
     return Atomics.load(this.#wordsOf(at), (at % SEGMENT_BYTES) >>> 2) >>> 0;
   }

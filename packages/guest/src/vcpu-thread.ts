@@ -1,4 +1,5 @@
 import { parentPort } from "node:worker_threads";
+import { threadId } from "@precopy/linux";
 import type { VcpuManifest } from "@precopy/protocol";
 import { GuestClock } from "./clock.js";
 import type { SharedBarrier } from "./dirty-log-barrier.js";
@@ -6,7 +7,9 @@ import { GuestMemory } from "./guest-memory.js";
 import type { SharedMemory } from "./guest-memory.js";
 import { MemoryAccess } from "./memory-access.js";
 import { NicDriver } from "./nic-ring.js";
-import { VcpuRequest, VcpuWord } from "./vcpu-control.js";
+import { VcpuCounter, VcpuRequest, VcpuWord, allocateVcpuControl, withheldShare } from "./vcpu-control.js";
+import type { VcpuControl } from "./vcpu-control.js";
+import { Withholding } from "./withholding.js";
 import type { Program, Workload } from "./workload.js";
 
 /** First message to a vCPU thread. */
@@ -18,7 +21,7 @@ export interface VcpuSetup {
   readonly memory: SharedMemory;
   readonly barrier: SharedBarrier | undefined;
   readonly clock: Float64Array;
-  readonly control: Int32Array;
+  readonly control: VcpuControl;
   /** Guest address of the network card's rings, for the vCPU that has it. */
   readonly nicAt: number | undefined;
 }
@@ -30,7 +33,8 @@ export interface VcpuRegisters {
 }
 export type ToVcpu = VcpuSetup | { readonly type: "boot" } | { readonly type: "load"; readonly registers: VcpuRegisters };
 export type FromVcpu =
-  | { readonly type: "ready"; readonly isDirectWriter: boolean }
+  /** thread: its number for the system, where that has one. */
+  | { readonly type: "ready"; readonly isDirectWriter: boolean; readonly thread: number | undefined }
   /** up: once, when the thread has loaded its modules. */
   | { readonly type: "up" | "booted" | "loaded" | "running" | "kick" }
   | { readonly type: "paused"; readonly pause: number; readonly registers: VcpuRegisters }
@@ -48,7 +52,8 @@ if (port === null) throw new Error("vcpu-thread.js runs as a worker");
 const post = (message: FromVcpu): void => port.postMessage(message);
 
 let program: Program | undefined;
-let control: Int32Array = new Int32Array(0);
+let memoryAccess: MemoryAccess | undefined;
+let { words, counters } = allocateVcpuControl();
 let clock: GuestClock | undefined;
 let lastTickMs = -1;
 
@@ -59,7 +64,8 @@ async function setUp(setup: VcpuSetup): Promise<void> {
   const memory = new GuestMemory(setup.memory);
   const access = new MemoryAccess(memory, setup.barrier);
   const guestClock = new GuestClock(setup.clock);
-  control = setup.control;
+  ({ words, counters } = setup.control);
+  memoryAccess = access;
   clock = guestClock;
   program = workload.create({
     vcpu: setup.vcpu,
@@ -70,7 +76,24 @@ async function setUp(setup: VcpuSetup): Promise<void> {
     nic: setup.nicAt === undefined ? undefined : new NicDriver(access, setup.nicAt, () => post({ type: "kick" })),
     now: () => guestClock.now(),
   });
-  post({ type: "ready", isDirectWriter: workload.isDirectWriter === true });
+  post({ type: "ready", isDirectWriter: workload.isDirectWriter === true, thread: threadId() });
+}
+
+function publishDirtied(): void {
+  counters[VcpuCounter.DIRTIED_PAGES] = memoryAccess?.dirtiedPages ?? 0;
+}
+
+/** Stands still for `ms`, whatever the guest's devices have to say meanwhile; a request, a probe or another share ends it early. */
+function stand(ms: number, share: number): void {
+  publishDirtied();
+  const started = performance.now();
+  for (let left = ms; left > 0; left = ms - (performance.now() - started)) {
+    const seen = Atomics.load(words, VcpuWord.WAKE);
+    if (Atomics.load(words, VcpuWord.REQUEST) !== VcpuRequest.Run || withheldShare(words) !== share) break;
+    if (Atomics.load(words, VcpuWord.PROBE) !== Atomics.load(words, VcpuWord.PROBED)) break;
+    Atomics.wait(words, VcpuWord.WAKE, seen, left);
+  }
+  counters[VcpuCounter.WITHHELD_MS]! += performance.now() - started;
 }
 
 /**
@@ -78,12 +101,13 @@ async function setUp(setup: VcpuSetup): Promise<void> {
  * words, which a vCPU that stands still sees without a message having to be delivered to it.
  */
 function run(running: Program, guestClock: GuestClock): void {
-  while (Atomics.load(control, VcpuWord.REQUEST) === VcpuRequest.Stand) Atomics.wait(control, VcpuWord.REQUEST, VcpuRequest.Stand, 1000);
+  while (Atomics.load(words, VcpuWord.REQUEST) === VcpuRequest.Stand) Atomics.wait(words, VcpuWord.REQUEST, VcpuRequest.Stand, 1000);
   post({ type: "running" });
   let isFirstTick = true;
+  const withholding = new Withholding(guestClock.now());
   for (;;) {
-    const seen = Atomics.load(control, VcpuWord.WAKE);
-    const request = Atomics.load(control, VcpuWord.REQUEST);
+    const seen = Atomics.load(words, VcpuWord.WAKE);
+    const request = Atomics.load(words, VcpuWord.REQUEST);
     if (request !== VcpuRequest.Run) {
       if (request === VcpuRequest.End) return;
       try {
@@ -91,14 +115,15 @@ function run(running: Program, guestClock: GuestClock): void {
       } catch (error) {
         post({ type: "unsaved", pause: request, message: error instanceof Error ? error.message : String(error) }); // the guest goes on
       }
-      while (Atomics.load(control, VcpuWord.REQUEST) === request) Atomics.wait(control, VcpuWord.REQUEST, request, 1000);
+      while (Atomics.load(words, VcpuWord.REQUEST) === request) Atomics.wait(words, VcpuWord.REQUEST, request, 1000);
       isFirstTick = true;
+      withholding.restart(guestClock.now());
       continue;
     }
-    const probe = Atomics.load(control, VcpuWord.PROBE);
-    if (probe !== Atomics.load(control, VcpuWord.PROBED)) {
-      Atomics.store(control, VcpuWord.PROBED, probe);
-      Atomics.notify(control, VcpuWord.PROBED);
+    const probe = Atomics.load(words, VcpuWord.PROBE);
+    if (probe !== Atomics.load(words, VcpuWord.PROBED)) {
+      Atomics.store(words, VcpuWord.PROBED, probe);
+      Atomics.notify(words, VcpuWord.PROBED);
     }
     const restMs = running.step();
     const now = guestClock.now();
@@ -106,8 +131,16 @@ function run(running: Program, guestClock: GuestClock): void {
       if (isFirstTick) post({ type: "ticked", gapMs: lastTickMs < 0 ? 0 : now - lastTickMs });
       isFirstTick = false;
       lastTickMs = now;
+      publishDirtied();
     }
-    if (restMs > 0) Atomics.wait(control, VcpuWord.WAKE, seen, Math.min(restMs, Math.max(lastTickMs + TICK_MS - now, 0)));
+    const share = withheldShare(words);
+    const standMs = withholding.standMs(now, share);
+    if (standMs > 0) {
+      stand(standMs, share);
+      withholding.restart(guestClock.now());
+      continue;
+    }
+    if (restMs > 0) Atomics.wait(words, VcpuWord.WAKE, seen, Math.min(restMs, Math.max(lastTickMs + TICK_MS - now, 0)));
   }
 }
 

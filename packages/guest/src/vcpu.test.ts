@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import type { MigrationError } from "@precopy/protocol";
 import { GuestClock } from "./clock.js";
@@ -62,6 +63,38 @@ function blockUntilStill(count: () => number): void {
 }
 
 describe("Vcpu", () => {
+  it("withheld, it stands for that share of the time by its own measure, makes as many steps fewer, and goes on in full when it is lifted", () =>
+    withCounter(async (vcpu, count) => {
+      const during = async (share: number): Promise<{ steps: number; stood: number }> => {
+        vcpu.withhold(share);
+        const [steps, withheldMs, started] = [count(), vcpu.withheldMs, performance.now()];
+        await sleep(500);
+        return { steps: count() - steps, stood: (vcpu.withheldMs - withheldMs) / (performance.now() - started) };
+      };
+      await during(0); // until its code is compiled
+      const free = await during(0);
+      const held = await during(0.9);
+      const again = await during(0);
+      assert.equal(free.stood, 0);
+      assert.ok(held.stood > 0.8 && held.stood < 0.95, `stood ${held.stood} of the time`);
+      assert.ok(held.steps < free.steps / 2 && held.steps > 0, `${held.steps} steps, ${free.steps} without`);
+      assert.ok(again.steps > held.steps && again.stood < 0.05, `${again.steps} steps when it was lifted`);
+    }));
+
+  it("a vCPU that is withheld almost entirely is paused at once all the same, and answers a probe", () =>
+    withCounter(async (vcpu, count) => {
+      vcpu.withhold(0.99);
+      await sleep(20);
+      for (let turn = 0; turn < 20; turn++) {
+        const asked = performance.now();
+        vcpu.awaitSign(vcpu.askForSign(), asked + 1000);
+        const { program } = await vcpu.pause();
+        assert.equal(program, count());
+        assert.ok(performance.now() - asked < 90, "it stood to the end of its turn, which is 99 ms");
+        vcpu.resume();
+      }
+    }));
+
   it("stands still from the moment a pause resolves, with the registers of that moment", () =>
     withCounter(async (vcpu, count) => {
       for (let turn = 0; turn < 100; turn++) {

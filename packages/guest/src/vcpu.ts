@@ -1,6 +1,7 @@
-import { NativeThread } from "@precopy/linux";
+import { NativeThread, minorFaults } from "@precopy/linux";
 import { MigrationError, PAUSE_TIMEOUT_MS } from "@precopy/protocol";
-import { VcpuRequest, VcpuWord, allocateVcpuControl, wake } from "./vcpu-control.js";
+import type { DirtyLogKind } from "./dirty-log.js";
+import { VcpuCounter, VcpuRequest, VcpuWord, allocateVcpuControl, setWithheld, wake } from "./vcpu-control.js";
 import type { FromVcpu, ToVcpu, VcpuRegisters, VcpuSetup } from "./vcpu-thread.js";
 
 const THREAD = new URL("./vcpu-thread.js", import.meta.url);
@@ -40,9 +41,11 @@ type Pending = { readonly resolve: (message: FromVcpu) => void; readonly reject:
 export class Vcpu {
   readonly #thread: NativeThread;
   readonly #control = allocateVcpuControl();
+  readonly #words = this.#control.words;
   readonly #waiting = new Map<FromVcpu["type"], Pending>();
   readonly #name: string;
   #failure: MigrationError | undefined;
+  #threadId: number | undefined;
   /** Number of the latest pause; see VcpuRequest. */
   #pause: number = VcpuRequest.FirstPause;
   /** The guest's transmit ring has news. */
@@ -67,7 +70,9 @@ export class Vcpu {
   /** Loads the workload. Nothing of guest memory is written. @throws {MigrationError} ERR_WORKLOAD_FAILED */
   async setUp(setup: Omit<VcpuSetup, "type" | "control">): Promise<void> {
     const ready = await this.#ask({ type: "setup", control: this.#control, ...setup }, "ready");
-    this.isDirectWriter = ready.type === "ready" && ready.isDirectWriter;
+    if (ready.type !== "ready") return;
+    this.isDirectWriter = ready.isDirectWriter;
+    this.#threadId = ready.thread;
   }
 
   async boot(): Promise<void> {
@@ -81,8 +86,8 @@ export class Vcpu {
   /** After boot or load. Resolves when the first step is about to begin. */
   async run(): Promise<void> {
     const running = this.#expect("running");
-    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Run);
-    Atomics.notify(this.#control, VcpuWord.REQUEST);
+    Atomics.store(this.#words, VcpuWord.REQUEST, VcpuRequest.Run);
+    Atomics.notify(this.#words, VcpuWord.REQUEST);
     await running;
   }
 
@@ -90,9 +95,9 @@ export class Vcpu {
   async pause(): Promise<VcpuRegisters> {
     const paused = this.#expect("paused");
     this.#pause = Math.max((this.#pause + 1) | 0, VcpuRequest.FirstPause);
-    Atomics.store(this.#control, VcpuWord.REQUEST, this.#pause);
-    Atomics.notify(this.#control, VcpuWord.REQUEST);
-    wake(this.#control);
+    Atomics.store(this.#words, VcpuWord.REQUEST, this.#pause);
+    Atomics.notify(this.#words, VcpuWord.REQUEST);
+    wake(this.#words);
     const timer = setTimeout(
       () =>
         this.#settle("paused", new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: a step took more than ${PAUSE_TIMEOUT_MS} ms`)),
@@ -110,29 +115,48 @@ export class Vcpu {
   /** Goes on where it stood; also calls off a pause that was not acknowledged. */
   resume(): void {
     this.#settle("paused", new MigrationError("ERR_INTERNAL", `${this.#name}: its pause was called off`));
-    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.Run);
-    Atomics.notify(this.#control, VcpuWord.REQUEST);
-    wake(this.#control);
+    Atomics.store(this.#words, VcpuWord.REQUEST, VcpuRequest.Run);
+    Atomics.notify(this.#words, VcpuWord.REQUEST);
+    wake(this.#words);
   }
 
   /** An interrupt: the card delivered a frame. */
   wake(): void {
-    wake(this.#control);
+    wake(this.#words);
+  }
+
+  /** Withholds this share of its time, 0 to 0.9999, until told otherwise: it stands in turns of some ms. A pause or a probe is not kept waiting. */
+  withhold(share: number): void {
+    setWithheld(this.#words, share);
+  }
+
+  /** How long it was withheld since its thread began, ms. */
+  get withheldMs(): number {
+    return this.#control.counters[VcpuCounter.WITHHELD_MS]!;
+  }
+
+  /**
+   * How often it dirtied a page that was clean, since its thread began. With the barrier log it counts by itself; with mmu each such write is a
+   * minor fault of its thread, as are a few others. @param kind of the guest's dirty log.
+   */
+  dirtiedPages(kind: DirtyLogKind): number {
+    if (kind === "barrier") return this.#control.counters[VcpuCounter.DIRTIED_PAGES]!;
+    return (this.#threadId === undefined ? undefined : minorFaults(this.#threadId)) ?? 0;
   }
 
   /** Asks for a sign at the end of the current step, without stopping there. Returns the number of the sign. */
   askForSign(): number {
-    const probe = Atomics.add(this.#control, VcpuWord.PROBE, 1) + 1;
-    wake(this.#control);
+    const probe = Atomics.add(this.#words, VcpuWord.PROBE, 1) + 1;
+    wake(this.#words);
     return probe;
   }
 
   /** Blocks until the sign is there, or until `untilMs` on performance.now(). */
   awaitSign(probe: number, untilMs: number): void {
     for (let left = untilMs - performance.now(); left > 0; left = untilMs - performance.now()) {
-      const probed = Atomics.load(this.#control, VcpuWord.PROBED);
+      const probed = Atomics.load(this.#words, VcpuWord.PROBED);
       if (probed === probe) return;
-      Atomics.wait(this.#control, VcpuWord.PROBED, probed, left);
+      Atomics.wait(this.#words, VcpuWord.PROBED, probed, left);
     }
   }
 
@@ -142,9 +166,9 @@ export class Vcpu {
     this.#thread.off("message", this.#onMessage);
     this.#thread.off("exit", this.#onExit);
     this.#thread.on("error", () => {}).off("error", this.#onError); // an error while it ends has nobody left to concern
-    Atomics.store(this.#control, VcpuWord.REQUEST, VcpuRequest.End);
-    Atomics.notify(this.#control, VcpuWord.REQUEST);
-    wake(this.#control);
+    Atomics.store(this.#words, VcpuWord.REQUEST, VcpuRequest.End);
+    Atomics.notify(this.#words, VcpuWord.REQUEST);
+    wake(this.#words);
     await this.#thread.terminate();
     this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ended`));
   }

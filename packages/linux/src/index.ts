@@ -6,4 +6,5 @@ export * from "./memory.js";
 export * from "./native-thread.js";
 export * from "./pagemap-scan.js";
 export * from "./socket.js";
+export * from "./thread-faults.js";
 export * from "./userfaultfd.js";

@@ -57,7 +57,10 @@ const REMEDY = {
   // the migration
   ERR_BUSY: "Wait for the migration in progress, or cancel it with `precopy cancel`.",
   ERR_NO_MIGRATION: "Nothing to do: look at `precopy status`.",
-  ERR_NOT_CONVERGING: "Raise --downtime-limit or --max-bandwidth, lower the guest's dirty rate, or use --mode stop-and-copy.",
+  ERR_NOT_CONVERGING:
+    "Raise --downtime-limit or --max-bandwidth, let the guest be throttled with --throttle sdps, or use --mode stop-and-copy.",
+  ERR_TIMEOUT:
+    "The guest runs on at the source. Raise --timeout, let the guest be throttled with --throttle sdps, or use --timeout-action force.",
   ERR_CANCELLED: "Nothing to do: the guest runs on at the source.",
   ERR_CANCEL_TOO_LATE: "COMMIT is out: only the target's answer decides now. Look at `precopy status`.",
   ERR_PREPARED_TIMEOUT: "The guest runs on at the source. Raise --downtime-limit or look at the target's load, then migrate again.",

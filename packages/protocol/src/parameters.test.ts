@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { CHANNELS_MAX } from "./limits.js";
-import { DEFAULT_PARAMETERS, fillParameters, reportParameters } from "./parameters.js";
+import { DEFAULT_PARAMETERS, THROTTLES, fillParameters, reportParameters } from "./parameters.js";
 import type { MigrationParameters } from "./parameters.js";
 
 describe("fillParameters", () => {
@@ -24,6 +24,15 @@ describe("fillParameters", () => {
       { mode: "stop-and-copy" },
       { pump: "direct" },
       { pump: "portable" },
+      ...THROTTLES.map((throttle) => ({ throttle })),
+      { throttleTriggerThresholdPercent: 1 },
+      { throttleTriggerThresholdPercent: 100 },
+      { cpuThrottleInitialPercent: 99 },
+      { cpuThrottleIncrementPercent: 1 },
+      { maxCpuThrottlePercent: 99 },
+      { vcpuDirtyLimitBytesPerSecond: 4096 },
+      { timeoutMs: 2 ** 31 - 1 },
+      { timeoutAction: "force" },
       { congestionControl: "a" },
       { congestionControl: "dctcp_0123456_9" },
     ];
@@ -35,12 +44,26 @@ describe("fillParameters", () => {
       downtimeLimitMs: "downtime-limit",
       maxBandwidthBytesPerSecond: "max-bandwidth",
       multifdChannels: "multifd-channels",
+      throttleTriggerThresholdPercent: "throttle-trigger-threshold",
+      cpuThrottleInitialPercent: "cpu-throttle-initial",
+      cpuThrottleIncrementPercent: "cpu-throttle-increment",
+      maxCpuThrottlePercent: "max-cpu-throttle",
+      vcpuDirtyLimitBytesPerSecond: "vcpu-dirty-limit",
+      timeoutMs: "timeout",
     } as const;
     const bad: [Partial<MigrationParameters>, string][] = [
       [{ downtimeLimitMs: 2_000_001 }, "downtime-limit"],
       [{ multifdChannels: 0 }, "multifd-channels"],
       [{ multifdChannels: CHANNELS_MAX + 1 }, "multifd-channels"],
       [{ maxBandwidthBytesPerSecond: 2 ** 53 }, "max-bandwidth"],
+      [{ throttleTriggerThresholdPercent: 101 }, "throttle-trigger-threshold"],
+      [{ cpuThrottleInitialPercent: 100 }, "cpu-throttle-initial"],
+      [{ cpuThrottleIncrementPercent: 0 }, "cpu-throttle-increment"],
+      [{ maxCpuThrottlePercent: 100 }, "max-cpu-throttle"],
+      [{ vcpuDirtyLimitBytesPerSecond: 4095 }, "vcpu-dirty-limit"],
+      [{ timeoutMs: 2 ** 31 }, "timeout"],
+      [{ throttle: "slow" as "sdps" }, "throttle"],
+      [{ timeoutAction: "postcopy" as "force" }, "timeout-action"],
       // A command line delivers any string; the casts stand for that.
       [{ mode: "postcopy" as "precopy" }, "mode"],
       [{ multifdCompression: "zstd" as "lz4" }, "multifd-compression"],

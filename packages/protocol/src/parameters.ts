@@ -1,8 +1,53 @@
 import { MigrationError } from "./errors.js";
-import { CHANNELS_MAX } from "./limits.js";
+import { CHANNELS_MAX, PAGE_BYTES } from "./limits.js";
+
+export const THROTTLES = ["none", "auto-converge", "sdps", "dirty-limit"] as const;
+export const TIMEOUT_ACTIONS = ["cancel", "force"] as const;
+
+/** Withholding guest run time, so that a guest that outruns the link can be moved all the same. */
+export interface ThrottleParameters {
+  /**
+   * none (default). auto-converge: in steps, while rounds fail to converge. sdps: as much as it takes to hold what the guest dirties under a share
+   * of what the link sends. dirty-limit: as much as it takes to hold each vCPU under `vcpuDirtyLimitBytesPerSecond`.
+   */
+  readonly throttle: (typeof THROTTLES)[number];
+  /** auto-converge and sdps: the share of what is sent that may be dirtied meanwhile, percent. Default 50 as in QEMU; 1 to 100. */
+  readonly throttleTriggerThresholdPercent: number;
+  /** auto-converge: the first step. Default 20 as in QEMU; 1 to 99. */
+  readonly cpuThrottleInitialPercent: number;
+  /** auto-converge: each further step. Default 10 as in QEMU; 1 to 99. */
+  readonly cpuThrottleIncrementPercent: number;
+  /** auto-converge: the last step. Default 99 as in QEMU; 1 to 99. */
+  readonly maxCpuThrottlePercent: number;
+  /** dirty-limit: default 1 MB/s as in QEMU; 4096 or more. */
+  readonly vcpuDirtyLimitBytesPerSecond: number;
+}
+
+/** When it has taken too long. */
+export interface TimeoutParameters {
+  /** From the command on; default 0, never. 0 to 2,147,483,647 ms, as long as a timer can wait. */
+  readonly timeoutMs: number;
+  /** cancel (default): the guest runs on here. force: the round under way is the last, and the pause takes what it takes. */
+  readonly timeoutAction: (typeof TIMEOUT_ACTIONS)[number];
+}
+
+/** What may be changed while a migration runs. */
+export const LIVE_PARAMETERS = [
+  "downtimeLimitMs",
+  "maxBandwidthBytesPerSecond",
+  "throttle",
+  "throttleTriggerThresholdPercent",
+  "cpuThrottleInitialPercent",
+  "cpuThrottleIncrementPercent",
+  "maxCpuThrottlePercent",
+  "vcpuDirtyLimitBytesPerSecond",
+  "timeoutMs",
+  "timeoutAction",
+] as const satisfies readonly (keyof MigrationParameters)[];
+export type LiveParameters = Pick<MigrationParameters, (typeof LIVE_PARAMETERS)[number]>;
 
 /** All of them given: what the code gets. Names are QEMU's plus the unit. */
-export interface MigrationParameters {
+export interface MigrationParameters extends ThrottleParameters, TimeoutParameters {
   readonly mode: "precopy" | "stop-and-copy";
   /** Longest pause that permits the switch. Default 300 ms, as in QEMU and libvirt; 0 to 2,000,000. */
   readonly downtimeLimitMs: number;
@@ -32,7 +77,18 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   isAuditOn: true,
   pump: "auto",
   congestionControl: "auto",
+  throttle: "none",
+  throttleTriggerThresholdPercent: 50,
+  cpuThrottleInitialPercent: 20,
+  cpuThrottleIncrementPercent: 10,
+  maxCpuThrottlePercent: 99,
+  vcpuDirtyLimitBytesPerSecond: 1_000_000,
+  timeoutMs: 0,
+  timeoutAction: "cancel",
 };
+
+/** As long as a Node timer can wait. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 
 /** The kernel keeps 16 bytes for a name, its end included. */
 const CONGESTION_CONTROL = /^[a-z0-9_]{1,15}$/;
@@ -54,7 +110,22 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
   if (!["auto", "direct", "portable"].includes(all.pump)) refuse("pump", all.pump, "auto, direct or portable");
   if (!CONGESTION_CONTROL.test(all.congestionControl))
     refuse("congestion-control", `"${all.congestionControl}"`, "auto or a name of at most 15 of a-z, 0-9 and _");
+  checkThrottle(all);
+  if (!isWhole(all.timeoutMs, 0, TIMER_MS_MAX)) refuse("timeout", all.timeoutMs, `0 to ${TIMER_MS_MAX} ms`);
+  if (!TIMEOUT_ACTIONS.includes(all.timeoutAction)) refuse("timeout-action", all.timeoutAction, TIMEOUT_ACTIONS.join(" or "));
   return all;
+}
+
+function checkThrottle(all: ThrottleParameters): void {
+  const isPercent = (value: number, most: number): boolean => isWhole(value, 1, most);
+  if (!THROTTLES.includes(all.throttle)) refuse("throttle", all.throttle, THROTTLES.join(", "));
+  if (!isPercent(all.throttleTriggerThresholdPercent, 100))
+    refuse("throttle-trigger-threshold", all.throttleTriggerThresholdPercent, "1 to 100 %");
+  if (!isPercent(all.cpuThrottleInitialPercent, 99)) refuse("cpu-throttle-initial", all.cpuThrottleInitialPercent, "1 to 99 %");
+  if (!isPercent(all.cpuThrottleIncrementPercent, 99)) refuse("cpu-throttle-increment", all.cpuThrottleIncrementPercent, "1 to 99 %");
+  if (!isPercent(all.maxCpuThrottlePercent, 99)) refuse("max-cpu-throttle", all.maxCpuThrottlePercent, "1 to 99 %");
+  if (!isWhole(all.vcpuDirtyLimitBytesPerSecond, PAGE_BYTES, Number.MAX_SAFE_INTEGER))
+    refuse("vcpu-dirty-limit", all.vcpuDirtyLimitBytesPerSecond, `${PAGE_BYTES} or more B/s`);
 }
 
 /** Spelled as on the command line, for the report. */
@@ -68,4 +139,12 @@ export const reportParameters = (parameters: MigrationParameters): Record<string
   audit: parameters.isAuditOn,
   pump: parameters.pump,
   "congestion-control": parameters.congestionControl,
+  throttle: parameters.throttle,
+  "throttle-trigger-threshold": parameters.throttleTriggerThresholdPercent,
+  "cpu-throttle-initial": parameters.cpuThrottleInitialPercent,
+  "cpu-throttle-increment": parameters.cpuThrottleIncrementPercent,
+  "max-cpu-throttle": parameters.maxCpuThrottlePercent,
+  "vcpu-dirty-limit": parameters.vcpuDirtyLimitBytesPerSecond,
+  timeout: parameters.timeoutMs,
+  "timeout-action": parameters.timeoutAction,
 });

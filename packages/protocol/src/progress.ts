@@ -22,6 +22,8 @@ export interface RoundProgress {
   readonly expectedDowntimeMs: number | undefined;
   /** Known dirty when the round was acknowledged. */
   readonly remainingPages: number;
+  /** Of the vCPUs' time, withheld from one collection to the next; measured. */
+  readonly throttlePercent: number;
   /** What the policy decided after this round, and why. */
   readonly decision: string;
 }
@@ -52,6 +54,8 @@ export type ProgressEvent =
       readonly dirtyLog: string;
       readonly pump: string;
     }
+  /** An operator changed them while it runs. */
+  | { readonly type: "set"; readonly parameters: MigrationParameters; readonly atMs: number }
   | { readonly type: "phase"; readonly phase: SourcePhase; readonly atMs: number }
   | ({ readonly type: "round" } & RoundProgress)
   | { readonly type: "switchover"; readonly breakdown: DowntimeBreakdown; readonly downtimeMs: number }
@@ -82,6 +86,8 @@ export interface QueryMigrate {
   readonly downtime?: number;
   readonly "expected-downtime"?: number;
   readonly "setup-time"?: number;
+  /** Of the latest round; absent if nothing was withheld. */
+  readonly "cpu-throttle-percentage"?: number;
   readonly "error-desc"?: string;
   readonly ram?: {
     readonly transferred: number;

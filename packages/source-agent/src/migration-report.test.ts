@@ -7,7 +7,7 @@ import { migrationReport, queryMigrate } from "./migration-report.js";
 import type { ReportedMigration } from "./migration-report.js";
 
 /** What QEMU answers to `query-migrate` (qapi/migration.json): no key of ours may be spelled otherwise. */
-const QEMU_KEYS = ["status", "ram", "total-time", "expected-downtime", "downtime", "setup-time", "error-desc"];
+const QEMU_KEYS = ["status", "ram", "total-time", "expected-downtime", "downtime", "setup-time", "cpu-throttle-percentage", "error-desc"];
 const QEMU_RAM_KEYS = [
   "transferred",
   "remaining",
@@ -34,6 +34,7 @@ const round = (number: number, given: Partial<RoundProgress> = {}): RoundProgres
   collectMs: 1.00499,
   dirtyPages: 1000,
   remainingPages: 0,
+  throttlePercent: 0,
   normalPages: 900,
   zeroPages: 100,
   bytes: 900 * PAGE_BYTES + 5000,
@@ -218,6 +219,7 @@ describe("a migration's report", () => {
       bytes: 900 * PAGE_BYTES + 5000,
       "bandwidth-bytes-per-second": 1e9,
       "dirty-pages-per-second": 2001,
+      "throttle-percent": 0,
       "expected-downtime-ms": 12.35,
       decision: "next round: would save 10.0 ms of pause",
     });

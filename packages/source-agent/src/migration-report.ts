@@ -44,6 +44,7 @@ export function queryMigrate(
     "total-time": round2(elapsedMs),
     ...(result === undefined ? {} : { downtime: round2(result.downtimeMs), "setup-time": round2(result.setupMs) }),
     ...(result === undefined && error === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
+    ...(last === undefined || last.throttlePercent < 0.5 ? {} : { "cpu-throttle-percentage": Math.round(last.throttlePercent) }),
     ...(error === undefined ? {} : { "error-desc": error.message }),
     ram: {
       transferred,
@@ -77,6 +78,7 @@ const iteration = (round: RoundProgress): Record<string, unknown> => ({
   bytes: round.bytes,
   "bandwidth-bytes-per-second": round.bandwidthBytesPerSecond === undefined ? null : Math.round(round.bandwidthBytesPerSecond),
   "dirty-pages-per-second": round.dirtyPagesPerSecond === undefined ? null : Math.round(round.dirtyPagesPerSecond),
+  "throttle-percent": round2(round.throttlePercent),
   "expected-downtime-ms": round.expectedDowntimeMs === undefined ? null : round2(round.expectedDowntimeMs),
   decision: round.decision,
 });

@@ -10,6 +10,7 @@ import {
   MigrationError,
   PAGE_BYTES,
   PROTOCOL_VERSION,
+  fillParameters,
   formatAddress,
   isPlainData,
   offer,
@@ -20,6 +21,7 @@ import type {
   AuditResult,
   ControlMessage,
   HandoverEffect,
+  LiveParameters,
   Message,
   MigrationParameters,
   ProgressEvent,
@@ -83,23 +85,26 @@ export class OutgoingMigration {
   readonly guest: Guest;
   readonly to: Address;
   readonly epoch: number;
-  readonly parameters: MigrationParameters;
   readonly acceptedAtMs = performance.now();
   readonly rounds: RoundProgress[] = [];
   readonly attempt: Attempt;
   readonly #options: SourceAgentOptions;
   readonly handover: SourceHandover;
   readonly #abort = new AbortController();
+  #parameters: MigrationParameters;
   #migration: Migration | undefined;
   #control: ControlLink | undefined;
   #link: PageLink | undefined;
   #commitment: Commitment | undefined;
   #hashes: HashTable | undefined;
   #pauseTimer: NodeJS.Timeout | undefined;
+  /** Of `timeout`. */
+  #timer: NodeJS.Timeout | undefined;
   #prepared: Promise<Message<"prepared">> | undefined;
   readonly #untold: ProgressEvent[] = [];
   #telling: NodeJS.Timeout | undefined;
   #isPaused = false;
+  #isTimeUp = false;
   #pausedAtGuestMs = 0;
   #pausedAtHost: ReturnType<typeof hostTime>;
   #reached: Promise<void> | undefined;
@@ -119,7 +124,7 @@ export class OutgoingMigration {
   constructor(guest: Guest, to: Address, parameters: MigrationParameters, options: SourceAgentOptions) {
     this.guest = guest;
     this.to = to;
-    this.parameters = parameters;
+    this.#parameters = parameters;
     this.#options = options;
     const { id } = guest.manifest;
     this.epoch = Math.max(options.registry.journal.nextEpoch(id), guest.epoch + 1);
@@ -130,6 +135,21 @@ export class OutgoingMigration {
       decide: (decision, epoch) => this.#record(decision, epoch),
       onPhase: (phase) => this.#onPhase(phase),
     });
+  }
+
+  /** As they are now. */
+  get parameters(): MigrationParameters {
+    return this.#parameters;
+  }
+
+  /** Changes them while it runs; what they mean from now on. @throws {MigrationError} ERR_PARAMETER, ERR_NO_MIGRATION once the guest is paused. */
+  set(changes: Partial<LiveParameters>): void {
+    if (this.phase !== "setup" && this.phase !== "active")
+      throw new MigrationError("ERR_NO_MIGRATION", `The migration is ${this.phase}: nothing can be changed any more`);
+    this.#parameters = fillParameters({ ...this.#parameters, ...changes });
+    this.#link?.setMaxBandwidth(this.#parameters.maxBandwidthBytesPerSecond);
+    this.#limitTime();
+    this.#emit({ type: "set", parameters: this.#parameters, atMs: performance.now() - this.acceptedAtMs });
   }
 
   get phase(): SourcePhase {
@@ -169,6 +189,7 @@ export class OutgoingMigration {
    * @throws {MigrationError} the guest runs here as before; ERR_IN_DOUBT if it was abandoned, ERR_GIVEN_UP if it is gone.
    */
   async run(): Promise<SwitchResult> {
+    this.#limitTime();
     try {
       const result = await this.#handOver();
       await this.#carryOut(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
@@ -180,7 +201,22 @@ export class OutgoingMigration {
       throw error;
     } finally {
       clearTimeout(this.#pauseTimer);
+      clearTimeout(this.#timer);
     }
+  }
+
+  /** Counts from the command on, whenever the limit was set. */
+  #limitTime(): void {
+    clearTimeout(this.#timer);
+    const { timeoutMs } = this.#parameters;
+    if (timeoutMs > 0) this.#timer = setTimeout(() => this.#timeOut(), timeoutMs - (performance.now() - this.acceptedAtMs));
+  }
+
+  #timeOut(): void {
+    const { timeoutMs, timeoutAction } = this.#parameters;
+    if (this.#migration !== undefined) this.#migration.timeOut();
+    else if (timeoutAction === "cancel") this.#abort.abort(new MigrationError("ERR_TIMEOUT", `Not admitted within ${timeoutMs} ms`));
+    else this.#isTimeUp = true; // there is nothing yet that could be forced
   }
 
   async #handOver(): Promise<SwitchResult> {
@@ -212,9 +248,13 @@ export class OutgoingMigration {
     const link = await this.#openPages(control, pump);
     this.#abort.signal.throwIfAborted();
     const migration = new Migration(
-      { pages: guest.memory.pages, parameters, acceptedAtMs: this.acceptedAtMs },
+      { pages: guest.memory.pages, parameters: () => this.#parameters, acceptedAtMs: this.acceptedAtMs },
       {
         clock: () => performance.now(),
+        every: (ms, work) => {
+          const timer = setInterval(work, ms);
+          return () => clearInterval(timer);
+        },
         resumeMs,
         dirty: {
           start: async (into) => {
@@ -224,7 +264,12 @@ export class OutgoingMigration {
           collect: (into) => memory.collect(into),
         },
         link,
-        guest: { probeMs: () => guest.probeMs(), pause: () => this.#pause() },
+        guest: {
+          probeMs: () => guest.probeMs(),
+          pause: () => this.#pause(),
+          withhold: (shares) => guest.withhold(shares),
+          activity: () => guest.activity(),
+        },
         handover: {
           tell: (state) => this.#sendState(control, state),
           prepare: () => this.#prepare(control, link),
@@ -240,6 +285,7 @@ export class OutgoingMigration {
       this.handover,
     );
     this.#migration = migration;
+    if (this.#isTimeUp) migration.timeOut();
     control.onDead = (reason) => migration.fail(reason);
     control.ready().catch((error: unknown) => migration.fail(MigrationError.from(error))); // it died before anybody listened
     this.guest.onFailure = (error) => migration.fail(error);
@@ -352,8 +398,8 @@ export class OutgoingMigration {
   }
 
   async #prepare(control: ControlLink, link: PageLink): Promise<void> {
-    // Pre-copy has had a limit since the pause (#onPhase). The pages of a plain stop-and-copy take as long as they take; then the same holds.
-    if (this.parameters.mode === "stop-and-copy")
+    // Pre-copy has had a limit since the pause (#onPhase). The pages of a pause that was not forecast take as long as they take; then the same holds.
+    if (this.#mayPauseLong)
       link.lastStored().then(
         () => this.#limitPause(),
         () => {}, // the link broke: that has ended the migration already
@@ -404,9 +450,14 @@ export class OutgoingMigration {
   #onPhase(phase: SourcePhase): void {
     clearTimeout(this.#pauseTimer);
     if (phase !== "active") this.#control?.setLasting(false);
-    if (phase === "device" && this.parameters.mode === "precopy") this.#limitPause();
+    if (phase === "device" && !this.#mayPauseLong) this.#limitPause();
     this.#emitPhase(phase);
     this.#reached = this.#options.reach?.(`source.${phase}`);
+  }
+
+  /** Everything is sent in the pause, or its time limit forced it. */
+  get #mayPauseLong(): boolean {
+    return this.parameters.mode === "stop-and-copy" || this.#migration?.isForced === true;
   }
 
   #limitPause(): void {

@@ -50,7 +50,8 @@ interface Carrier {
 interface Round {
   readonly round: number;
   readonly pages: Bitmap;
-  readonly pacing: (lanes: readonly number[]) => number;
+  /** The guest stands still: no cap holds. */
+  readonly isLast: boolean;
   readonly unsent: Set<number>;
   readonly unacknowledged: Set<number>;
   readonly totals: { normalPages: number; zeroPages: number; bytes: number };
@@ -63,9 +64,11 @@ interface Round {
 export class PageLink implements LinkPort {
   readonly #lanes: LaneTable;
   readonly #ports: PageLinkPorts;
-  readonly #maxBandwidth: number;
+  #maxBandwidth: number;
   readonly #carriers: readonly Carrier[];
   readonly #endedShares: bigint[] = [];
+  /** Of generations that have ended. */
+  #endedPages = 0;
   #round: Round | undefined;
   readonly #waiting = new Set<() => void>();
   readonly #mending = new Set<Promise<void>>();
@@ -109,7 +112,7 @@ export class PageLink implements LinkPort {
   async sendRound(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
     this.#ports.ping();
-    const sending = this.#begin(round, pages, this.#maxBandwidth);
+    const sending = this.#begin(round, pages, false);
     await this.#until(() => sending.unsent.size + sending.unacknowledged.size === 0);
     holdCompiler(); // the guest may stand still next
     await this.#ports.ready(); // the guest is not paused for a target that cannot be told
@@ -118,7 +121,7 @@ export class PageLink implements LinkPort {
 
   async sendLast(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
-    const sending = this.#begin(round, pages, 0);
+    const sending = this.#begin(round, pages, true);
     await this.#until(() => sending.unsent.size === 0);
     return { ...sending.totals, ms: performance.now() - started };
   }
@@ -136,6 +139,17 @@ export class PageLink implements LinkPort {
 
   roundTripMs(): number {
     return this.#ports.roundTripMs();
+  }
+
+  sentPages(): number {
+    return this.#carriers.reduce((sum, { end }) => sum + (end?.sentPages ?? 0), this.#endedPages);
+  }
+
+  setMaxBandwidth(bytesPerSecond: number): void {
+    this.#maxBandwidth = bytesPerSecond;
+    const sending = this.#round;
+    if (sending === undefined || sending.isLast) return;
+    for (const carrier of this.#carriers) carrier.end?.setPacing(this.#pacing(sending, this.#lanesOf(carrier)));
   }
 
   /** The target has stored a FLUSH and all before it. */
@@ -166,24 +180,22 @@ export class PageLink implements LinkPort {
     await Promise.allSettled([...this.#mending, ...this.#carriers.map(({ end }) => end?.end())]);
   }
 
-  #begin(round: number, pages: Bitmap, maxBandwidth: number): Round {
+  #begin(round: number, pages: Bitmap, isLast: boolean): Round {
     const all = [...Array(this.#lanes.lanes).keys()];
-    // The cap is a total: each channel gets the share of the round's pages that it has to carry, so all end together.
-    const counts = all.map((lane) => (maxBandwidth === 0 ? 0 : pages.count(lane, this.#lanes.lanes)));
-    const sum = counts.reduce((total, count) => total + count, 0);
-    const share = (lane: number): number =>
-      sum === 0 ? maxBandwidth / all.length : (maxBandwidth * Math.max(counts[lane] ?? 0, sum / 1000)) / sum;
-    const sending: Round = {
-      round,
-      pages,
-      pacing: (lanes) => Math.ceil(lanes.reduce((total, lane) => total + share(lane), 0)),
-      unsent: new Set(all),
-      unacknowledged: new Set(all),
-      totals: { normalPages: 0, zeroPages: 0, bytes: 0 },
-    };
+    const totals = { normalPages: 0, zeroPages: 0, bytes: 0 };
+    const sending: Round = { round, pages, isLast, unsent: new Set(all), unacknowledged: new Set(all), totals };
     this.#round = sending;
     for (const carrier of this.#carriers) if (carrier.end !== undefined) this.#send(carrier, this.#lanesOf(carrier), []);
     return sending;
+  }
+
+  /** The cap is a total: each channel gets the share of the round's pages that it has to carry, so all end together. Bytes/s; 0 for none. */
+  #pacing({ pages, isLast }: Round, lanes: readonly number[]): number {
+    if (isLast || this.#maxBandwidth === 0) return 0;
+    const all = this.#lanes.lanes;
+    const sum = pages.count();
+    const share = (lane: number): number => (sum === 0 ? 1 / all : Math.max(pages.count(lane, all) / sum, 0.001));
+    return Math.ceil(this.#maxBandwidth * lanes.reduce((total, lane) => total + share(lane), 0));
   }
 
   #lanesOf({ channel }: Carrier): readonly number[] {
@@ -203,7 +215,7 @@ export class PageLink implements LinkPort {
     const one: Sending = { lanes: left, packets: undefined };
     carrier.sendings.push(one);
     const { end } = carrier;
-    end.sendRound(sending.round, sending.pages.words, sending.pacing(left), from).then(
+    end.sendRound(sending.round, sending.pages.words, this.#pacing(sending, left), from).then(
       (sent) => {
         if (carrier.end !== end) return; // it died since, and what it sent is asked of the target
         one.packets = sent.packets;
@@ -288,6 +300,7 @@ export class PageLink implements LinkPort {
     await old?.end();
     // What it sent before it died crossed the wire, too; a round that it had finished was counted then.
     if (wasSending && old?.position?.round === this.#round?.round && this.#round !== undefined) add(this.#round.totals, old?.position);
+    this.#endedPages += old?.sentPages ?? 0;
     // The thread that hashed is gone with its share only if it crashed; then the image cannot be proven any more, and PREPARED will say so.
     if (old?.digest !== undefined) this.#endedShares.push(old.digest);
     carrier.digest = 0n;

@@ -1,6 +1,15 @@
 import { SourceHandover } from "@precopy/engine";
 import { ACTIVE_TIMEOUT_MS, MigrationError, fillParameters, recoverSource, sourceMayAbort } from "@precopy/protocol";
-import type { Address, Decision, JournalEntry, MigrationParameters, MigrationReport, OwnerAnswer, QueryMigrate } from "@precopy/protocol";
+import type {
+  Address,
+  Decision,
+  JournalEntry,
+  LiveParameters,
+  MigrationParameters,
+  MigrationReport,
+  OwnerAnswer,
+  QueryMigrate,
+} from "@precopy/protocol";
 import { tellAborted } from "./abort-notice.js";
 import { Commitment } from "./commitment.js";
 import { migrationReport, queryMigrate } from "./migration-report.js";
@@ -163,6 +172,14 @@ export class SourceAgent {
     );
     if (outcome === undefined) throw new MigrationError("ERR_CANCEL_TOO_LATE", "The migration completed first");
     if (outcome.code !== "ERR_CANCELLED") throw outcome; // it failed by itself before it heard
+  }
+
+  /** Changes the migration in progress. @throws {MigrationError} ERR_PARAMETER, ERR_NO_MIGRATION if there is none, or its guest is paused already */
+  set(changes: Partial<LiveParameters>): MigrationParameters {
+    if (this.#current === undefined || this.#running === undefined)
+      throw new MigrationError("ERR_NO_MIGRATION", "No migration is in progress");
+    this.#current.set(changes);
+    return this.#current.parameters;
   }
 
   /**

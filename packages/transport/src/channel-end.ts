@@ -40,6 +40,8 @@ export type ToChannel =
       readonly congestionControl?: string;
       /** Default vector. */
       readonly zeroCheck?: ZeroCheck;
+      /** See PackerSource. */
+      readonly sentPages: Float64Array;
     } & ChannelSetup)
   | ({ readonly type: "receive"; readonly answer: Uint8Array; readonly populated: Uint32Array } & ChannelSetup)
   | {
@@ -49,6 +51,8 @@ export type ToChannel =
       readonly pacing: number;
       readonly from: readonly LaneStart[];
     }
+  /** Bytes/s from now on, in the middle of a round too; 0 lifts it. For a pump that does not block its thread. */
+  | { readonly type: "pace"; readonly pacing: number }
   | { readonly type: "end" };
 export type FromChannel =
   /** Once, when the thread has loaded its modules. */
@@ -87,8 +91,9 @@ export class ChannelEnd {
     this.#socket = socket;
   }
 
-  /** Messages are served in order. */
+  /** Messages are served in order; only a pace is for what is being sent already. */
   handle(message: ToChannel): void {
+    if (message.type === "pace") return this.#sender?.pump.setPacing(message.pacing);
     this.#busy = this.#busy.then(() => this.#serve(message)).catch((error: unknown) => this.#end(error));
   }
 
@@ -97,7 +102,7 @@ export class ChannelEnd {
     if (message.type === "send") this.#startSending(message);
     else if (message.type === "receive") await this.#receive(message);
     else if (message.type === "end") this.#end(undefined);
-    else if (this.#sender !== undefined) {
+    else if (message.type === "round" && this.#sender !== undefined) {
       const { packer, pump, pages } = this.#sender;
       pump.setPacing(message.pacing);
       const { round, words, from } = message;
@@ -119,9 +124,9 @@ export class ChannelEnd {
         ? new DirectSendPump(setup.fd, memory, mayGoOn, setup.congestionControl)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
-    const { compression, zeroCheck = "vector" } = setup;
+    const { compression, zeroCheck = "vector", sentPages } = setup;
     const lanes = new LaneTable(setup.lanes).lanes;
-    const source = { memory, hashes: this.#hashes, lanes, compression, lz4: () => lz4For(setup.pump), zeroCheck };
+    const source = { memory, hashes: this.#hashes, lanes, compression, lz4: () => lz4For(setup.pump), zeroCheck, sentPages };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
     this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }

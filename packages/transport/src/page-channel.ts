@@ -164,7 +164,7 @@ async function takeDescriptor(socket: Socket): Promise<SocketHandle> {
 type Beginning = Extract<ToChannel, { type: "send" | "receive" }>;
 /** What the maker of a channel says; descriptor and stop word are added here. */
 export type ChannelOrder =
-  | Omit<Extract<Beginning, { type: "send" }>, "fd" | "stop">
+  | Omit<Extract<Beginning, { type: "send" }>, "fd" | "stop" | "sentPages">
   | Omit<Extract<Beginning, { type: "receive" }>, "fd" | "stop">;
 
 interface Sending {
@@ -184,6 +184,7 @@ export class PageChannel {
   readonly #local: ChannelEnd | undefined;
   readonly #socket: Socket | undefined;
   readonly #stop = new Int32Array(new SharedArrayBuffer(4));
+  readonly #sentPages = new Float64Array(new SharedArrayBuffer(8));
   readonly #ended: Promise<void>;
   #markEnded: () => void = () => {};
   /** In the order of the calls, which is the order of the answers. */
@@ -191,6 +192,8 @@ export class PageChannel {
   #remains: ChannelRemains | undefined;
   #isEnding = false;
   #isThreadGone = false;
+  /** Its thread hears nothing while it sends. */
+  #isBlocking = false;
   readonly #onMessage = (message: FromChannel): void => this.#receive(message);
   readonly #onError = (cause: Error): void => {
     this.#isThreadGone = true;
@@ -229,7 +232,9 @@ export class PageChannel {
     const channel = new PageChannel(threads, handle, socket, order.generation);
     // The portable pump's socket closes its descriptor, so it gets one of its own.
     const fd = handle === undefined ? undefined : order.pump === "direct" ? handle.fd : handle.duplicate();
-    channel.#tell({ ...order, fd, stop: channel.#stop });
+    const shared = { fd, stop: channel.#stop };
+    if (order.type === "send") channel.#isBlocking = order.pump === "direct";
+    channel.#tell(order.type === "send" ? { ...order, ...shared, sentPages: channel.#sentPages } : { ...order, ...shared });
     return channel;
   }
 
@@ -254,6 +259,18 @@ export class PageChannel {
       this.#sending.push({ resolve, reject });
       this.#tell({ type: "round", round, words, pacing, from });
     });
+  }
+
+  /** Pages with data handed to the socket since this generation began, those of the round under way too. */
+  get sentPages(): number {
+    return this.#sentPages[0]!;
+  }
+
+  /** Bytes/s from now on, in the middle of a round too; 0 lifts it. The next round brings its own. */
+  setPacing(bytesPerSecond: number): void {
+    if (this.#remains !== undefined || this.#isEnding) return;
+    if (this.#isBlocking) this.#handle?.setPacing(bytesPerSecond);
+    else this.#tell({ type: "pace", pacing: bytesPerSecond });
   }
 
   /** Ends it wherever it stands. After this nothing of it touches guest memory. */

@@ -60,6 +60,8 @@ export interface PackerSource {
   readonly lz4?: () => Lz4;
   /** Default vector. */
   readonly zeroCheck?: ZeroCheck;
+  /** One shared number, raised by the pages with data that were handed to the socket; a reader may see it a little late. */
+  readonly sentPages?: Float64Array;
 }
 
 /** Turns a round's bitmap into packets of the lanes a channel carries: zero pages as runs, the others as runs and bytes. */
@@ -158,6 +160,8 @@ export class PagePacker {
     await this.#send(PacketKind.Pages, blocks, 0);
     this.#handedTo = this.#packedTo;
     this.#normalPages += this.#dataPages;
+    const { sentPages } = this.#source;
+    if (sentPages !== undefined) sentPages[0]! += this.#dataPages;
     this.#data = this.#zero = this.#dataPages = 0;
   }
 

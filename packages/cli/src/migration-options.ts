@@ -1,0 +1,165 @@
+import { Option } from "@commander-js/extra-typings";
+import type { Command, OptionValues } from "@commander-js/extra-typings";
+import {
+  CHANNELS_MAX,
+  DEFAULT_PARAMETERS,
+  THROTTLES,
+  TIMEOUT_ACTIONS,
+  fillParameters,
+  parseBandwidth,
+  parseMilliseconds,
+} from "@precopy/protocol";
+import type { LiveParameters, MigrationParameters } from "@precopy/protocol";
+import { MILLISECONDS_MAX, option, parseChoice, parseTime, parseWhole, refuse } from "./option-parsers.js";
+
+export const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
+export const COMPRESSIONS = ["none", "lz4"] as const satisfies readonly MigrationParameters["multifdCompression"][];
+const ON_OFF = ["on", "off"] as const;
+
+type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
+type None = Record<never, never>;
+
+export const parseCongestionControl = (text: string): string => fillParameters({ congestionControl: text }).congestionControl;
+
+export const downtimeLimitOption = () =>
+  option(
+    "--downtime-limit <MS>",
+    `longest pause that permits the switch, ms; 0 to 2000000 (default: ${DEFAULT_PARAMETERS.downtimeLimitMs})`,
+    (text) => fillParameters({ downtimeLimitMs: parseMilliseconds(text) }).downtimeLimitMs,
+  );
+
+/** What `withLive` adds, as it is given. */
+export interface GivenLive {
+  readonly downtimeLimit?: number;
+  readonly maxBandwidth?: number;
+  readonly throttle?: MigrationParameters["throttle"];
+  readonly throttleTriggerThreshold?: number;
+  readonly cpuThrottleInitial?: number;
+  readonly cpuThrottleIncrement?: number;
+  readonly maxCpuThrottle?: number;
+  readonly vcpuDirtyLimit?: number;
+  readonly timeout?: number;
+  readonly timeoutAction?: MigrationParameters["timeoutAction"];
+}
+
+const percentOption = (flag: string, what: string, most: number, standard: number) =>
+  option(`${flag} <PERCENT>`, `${what}; 1 to ${most} (default: ${standard})`, parseWhole(1, most));
+
+const liveOptions = (): readonly Option[] => [
+  downtimeLimitOption(),
+  option(
+    "--max-bandwidth <BW>",
+    "cap on all page channels together, bytes/s or such as 10Gbit or 128MiB/s; lifted in the pause (default: 0, no cap)",
+    (text) => fillParameters({ maxBandwidthBytesPerSecond: parseBandwidth(text) }).maxBandwidthBytesPerSecond,
+  ),
+  option(
+    "--throttle <KIND>",
+    "slow a guest down that outruns the link: none, auto-converge (in steps), sdps (as much as it takes), dirty-limit (each vCPU to a rate) (default: none)",
+    parseChoice(THROTTLES),
+  ),
+  percentOption("--throttle-trigger-threshold", "share of what is sent that the guest may dirty meanwhile, percent", 100, 50),
+  percentOption("--cpu-throttle-initial", "auto-converge's first step, percent of the time withheld", 99, 20),
+  percentOption("--cpu-throttle-increment", "its further steps, percent", 99, 10),
+  percentOption("--max-cpu-throttle", "its last step, percent", 99, 99),
+  option(
+    "--vcpu-dirty-limit <BW>",
+    "what dirty-limit lets each vCPU dirty, bytes/s or such as 10MB/s; 4096 or more (default: 1MB/s)",
+    (text) => fillParameters({ vcpuDirtyLimitBytesPerSecond: parseBandwidth(text) }).vcpuDirtyLimitBytesPerSecond,
+  ),
+  option(
+    "--timeout <MS>",
+    `give the migration this long, ms, or such as 30s; 0 to ${MILLISECONDS_MAX} (default: 0, as long as it takes)`,
+    parseTime,
+  ),
+  option(
+    "--timeout-action <ACTION>",
+    "then: cancel, and the guest runs on here; or force, and the round under way is the last, whatever the pause (default: cancel)",
+    parseChoice(TIMEOUT_ACTIONS),
+  ),
+];
+
+/** What may be changed in flight, too. Its type is written by hand: inferred from a chain of so many options it would take the compiler minutes. */
+export function withLive<A extends unknown[], O extends OptionValues, G extends OptionValues>(
+  command: Command<A, O, G>,
+): Command<A, O & GivenLive, G> {
+  for (const one of liveOptions()) command.addOption(one);
+  return command;
+}
+
+const withTransfer = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
+  command
+    .addOption(
+      option(
+        "--multifd-channels <N>",
+        `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`,
+        parseWhole(1, CHANNELS_MAX),
+      ),
+    )
+    .addOption(
+      option(
+        "--multifd-compression <KIND>",
+        `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
+        parseChoice(COMPRESSIONS),
+      ),
+    )
+    .addOption(
+      option(
+        "--congestion-control <NAME>",
+        "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
+        parseCongestionControl,
+      ),
+    )
+    .addOption(
+      option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)),
+    )
+    .addOption(
+      option(
+        "--audit <SWITCH>",
+        "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)",
+        parseChoice(ON_OFF),
+      ),
+    );
+
+/** What a migration is asked for with. */
+export const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
+  withLive(withTransfer(command));
+
+export const modeOption = () => option("--mode <MODE>", `${MODES.join(" or ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
+
+export type GivenMigration = OptionsOf<ReturnType<typeof withTransfer<[], None, None>>> &
+  GivenLive & {
+    readonly mode?: MigrationParameters["mode"];
+    readonly pump?: MigrationParameters["pump"];
+  };
+
+/** What was given of what may be changed in flight. */
+export const liveParametersOf = (given: GivenLive): Partial<LiveParameters> => ({
+  ...(given.downtimeLimit !== undefined && { downtimeLimitMs: given.downtimeLimit }),
+  ...(given.maxBandwidth !== undefined && { maxBandwidthBytesPerSecond: given.maxBandwidth }),
+  ...(given.throttle && { throttle: given.throttle }),
+  ...(given.throttleTriggerThreshold && { throttleTriggerThresholdPercent: given.throttleTriggerThreshold }),
+  ...(given.cpuThrottleInitial && { cpuThrottleInitialPercent: given.cpuThrottleInitial }),
+  ...(given.cpuThrottleIncrement && { cpuThrottleIncrementPercent: given.cpuThrottleIncrement }),
+  ...(given.maxCpuThrottle && { maxCpuThrottlePercent: given.maxCpuThrottle }),
+  ...(given.vcpuDirtyLimit && { vcpuDirtyLimitBytesPerSecond: given.vcpuDirtyLimit }),
+  ...(given.timeout !== undefined && { timeoutMs: given.timeout }),
+  ...(given.timeoutAction && { timeoutAction: given.timeoutAction }),
+});
+
+/** What was given and nothing else, checked. An audit needs the digest and goes with it, unless it was asked for. */
+export function parametersOf(given: GivenMigration): Partial<MigrationParameters> {
+  if (given.digest === "off" && given.audit === "on") refuse(`--audit "on" needs --digest on`);
+  const audit = given.audit ?? (given.digest === "off" ? "off" : undefined);
+  const parameters: Partial<MigrationParameters> = {
+    ...(given.mode && { mode: given.mode }),
+    ...liveParametersOf(given),
+    ...(given.multifdChannels !== undefined && { multifdChannels: given.multifdChannels }),
+    ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),
+    ...(given.congestionControl && { congestionControl: given.congestionControl }),
+    ...(given.digest && { isDigestOn: given.digest === "on" }),
+    ...(audit && { isAuditOn: audit === "on" }),
+    ...(given.pump && { pump: given.pump }),
+  };
+  fillParameters(parameters);
+  return parameters;
+}

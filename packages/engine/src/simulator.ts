@@ -1,0 +1,261 @@
+import { Bitmap } from "@precopy/guest";
+import type { VcpuActivity } from "@precopy/guest";
+import { MigrationError, PAGE_BYTES, fillParameters } from "@precopy/protocol";
+import type { MigrationParameters, RoundProgress } from "@precopy/protocol";
+import type { GuestPort, LinkPort, RoundTransfer, Timer } from "./ports.js";
+import { preCopy } from "./round-loop.js";
+import type { RoundLoopPorts } from "./round-loop.js";
+import { Throttling } from "./throttling.js";
+
+/** A vCPU that writes pages of a working set of its own, each write to one drawn at random. */
+export interface ModelVcpu {
+  /** Writes a second, if nothing is withheld. */
+  readonly pagesPerSecond: number;
+  readonly workingSetPages: number;
+}
+
+export interface ModelGuest {
+  /** Of its memory, all of them. */
+  readonly pages: number;
+  /** With data, so that the first round sends them; working sets lie among them. */
+  readonly populatedPages: number;
+  readonly vcpus: readonly ModelVcpu[];
+}
+
+export interface ModelLink {
+  readonly bytesPerSecond: number;
+  readonly roundTripMs: number;
+}
+
+/** What does not depend on how much is sent, measured on real hosts by a rehearsal. Times in ms. */
+export interface ModelCosts {
+  readonly pauseMs: number;
+  readonly resumeMs: number;
+  /** Of a collection, whatever it finds. */
+  readonly collectMs: number;
+  /** From a round's last byte to its acknowledgement, thread hand-offs included. */
+  readonly roundMs: number;
+  /** From the last page to PREPARED, and from COMMIT to ACTIVE. */
+  readonly prepareMs: number;
+  readonly commitMs: number;
+  /** On the wire for each page, its share of headers included. */
+  readonly wireBytesPerPage: number;
+}
+
+export const TYPICAL_COSTS: ModelCosts = {
+  pauseMs: 0.3,
+  resumeMs: 0.3,
+  collectMs: 0.5,
+  roundMs: 0.6,
+  prepareMs: 1,
+  commitMs: 1.5,
+  wireBytesPerPage: PAGE_BYTES + 8,
+};
+
+/** What a simulated migration came to. Nothing in it was measured. */
+export interface Simulated {
+  readonly isSimulated: true;
+  /** Undefined if it ended; else why it did not. */
+  readonly failure: MigrationError | undefined;
+  readonly rounds: readonly RoundProgress[];
+  /** Command to the guest running at the target; to the end of the last round if it failed. */
+  readonly totalMs: number;
+  /** 0 if it failed. */
+  readonly downtimeMs: number;
+  readonly bytes: number;
+  /** Share of its time that the guest lost to throttling before the pause, 0 to 1. */
+  readonly lostShare: number;
+}
+
+interface Ticker {
+  readonly ms: number;
+  readonly work: () => void;
+  nextMs: number;
+}
+
+/** Nothing changes faster than this in the model. */
+const STEP_MS = 10;
+
+/** Time that passes only when somebody waits for it; the guest runs meanwhile. */
+class World {
+  nowMs = 0;
+  readonly #tickers = new Set<Ticker>();
+  readonly #guest: RunningModel;
+
+  constructor(guest: RunningModel) {
+    this.#guest = guest;
+  }
+
+  readonly every: Timer = (ms, work) => {
+    const ticker = { ms, work, nextMs: this.nowMs + ms };
+    this.#tickers.add(ticker);
+    return () => this.#tickers.delete(ticker);
+  };
+
+  /** @param onStep told how many ms have passed, at each step. */
+  pass(ms: number, onStep: (ms: number) => void = () => {}): void {
+    for (const end = this.nowMs + ms; this.nowMs < end; ) {
+      const next = Math.min(end, this.nowMs + STEP_MS, ...[...this.#tickers].map(({ nextMs }) => nextMs));
+      const stepMs = Math.max(next - this.nowMs, 0);
+      this.#guest.run(stepMs);
+      this.nowMs = next;
+      onStep(stepMs);
+      for (const ticker of [...this.#tickers].filter(({ nextMs }) => nextMs <= next)) {
+        ticker.nextMs += ticker.ms;
+        ticker.work();
+      }
+    }
+  }
+}
+
+/** Of each vCPU how many pages of its working set are dirty; which ones they are makes no difference to the model. */
+class RunningModel {
+  readonly #guest: ModelGuest;
+  readonly #dirty: number[];
+  readonly #dirtied: number[];
+  readonly #withheldMs: number[];
+  #shares: readonly number[] = [];
+  #isPaused = false;
+  ranMs = 0;
+
+  constructor(guest: ModelGuest) {
+    this.#guest = guest;
+    this.#dirty = guest.vcpus.map(() => 0);
+    this.#dirtied = guest.vcpus.map(() => 0);
+    this.#withheldMs = guest.vcpus.map(() => 0);
+  }
+
+  run(ms: number): void {
+    if (this.#isPaused) return;
+    this.ranMs += ms;
+    this.#guest.vcpus.forEach(({ pagesPerSecond, workingSetPages }, at) => {
+      const share = this.#shares[at] ?? 0;
+      this.#withheldMs[at]! += share * ms;
+      const clean = workingSetPages - this.#dirty[at]!;
+      // So many writes to pages drawn at random leave this part of the clean ones clean.
+      const written = clean * (1 - Math.exp((-pagesPerSecond * (1 - share) * ms) / 1000 / workingSetPages));
+      this.#dirty[at]! += written;
+      this.#dirtied[at]! += written;
+    });
+  }
+
+  /** Working sets lie one after another, and what is dirty of each at its start. */
+  collect(into: Bitmap): void {
+    let first = 0;
+    this.#guest.vcpus.forEach(({ workingSetPages }, at) => {
+      const pages = Math.round(this.#dirty[at]!);
+      if (pages > 0) into.setRun(first, pages);
+      this.#dirty[at] = 0;
+      first += workingSetPages;
+    });
+  }
+
+  get lostShare(): number {
+    const all = this.#withheldMs.reduce((sum, ms) => sum + ms, 0);
+    return this.ranMs === 0 || this.#withheldMs.length === 0 ? 0 : all / this.#withheldMs.length / this.ranMs;
+  }
+
+  readonly port: Pick<GuestPort, "withhold" | "activity"> = {
+    withhold: (shares) => {
+      this.#shares = shares;
+    },
+    activity: (): VcpuActivity[] => this.#dirtied.map((dirtiedPages, at) => ({ dirtiedPages, withheldMs: this.#withheldMs[at] ?? 0 })),
+  };
+
+  pause(): void {
+    this.#isPaused = true;
+  }
+}
+
+/**
+ * Runs the real round loop, policy and controllers against a model of guest and link, in no time. The pause is the same sum of parts as a real one.
+ * @param parameters `mode` is precopy in any case. @throws {MigrationError} ERR_PARAMETER
+ */
+export async function simulate(
+  guest: ModelGuest,
+  link: ModelLink,
+  given: Partial<MigrationParameters> = {},
+  costs: ModelCosts = TYPICAL_COSTS,
+): Promise<Simulated> {
+  checkModel(guest, link);
+  const parameters = fillParameters(given);
+  const model = new RunningModel(guest);
+  const world = new World(model);
+  const rounds: RoundProgress[] = [];
+  let sentPages = 0;
+  let bytes = 0;
+  const send = (pages: Bitmap, bytesPerSecond: number): RoundTransfer => {
+    const started = world.nowMs;
+    const normalPages = pages.count();
+    const wireBytes = normalPages * costs.wireBytesPerPage;
+    const sendingMs = (wireBytes / bytesPerSecond) * 1000;
+    world.pass(sendingMs, (ms) => {
+      sentPages += (normalPages * ms) / sendingMs;
+    });
+    bytes += wireBytes;
+    world.pass(costs.roundMs + link.roundTripMs / 2);
+    return { normalPages, zeroPages: 0, bytes: wireBytes, ms: world.nowMs - started };
+  };
+  const cap = parameters.maxBandwidthBytesPerSecond;
+  const capped = cap === 0 ? link.bytesPerSecond : Math.min(cap, link.bytesPerSecond);
+  const simulatedLink: Pick<LinkPort, "sendRound" | "roundTripMs" | "sentPages"> = {
+    sendRound: async (_round, pages) => send(pages, capped),
+    roundTripMs: () => link.roundTripMs,
+    sentPages: () => sentPages,
+  };
+  const collect = (into: Bitmap): number => {
+    model.collect(into);
+    world.pass(costs.collectMs);
+    return costs.collectMs;
+  };
+  const ports: RoundLoopPorts = {
+    clock: () => world.nowMs,
+    resumeMs: costs.resumeMs,
+    link: simulatedLink,
+    guest: { probeMs: () => costs.pauseMs },
+    dirty: {
+      start: async (into) => {
+        if (guest.populatedPages > 0) into.setRun(0, guest.populatedPages);
+        world.pass(costs.collectMs);
+        return costs.collectMs;
+      },
+      collect: async (into) => collect(into),
+    },
+  };
+  const throttling = new Throttling({ clock: ports.clock, every: world.every, link: simulatedLink, guest: model.port }, () => parameters);
+  const { timeoutMs, timeoutAction } = parameters;
+  const isTimeUp = (): boolean => timeoutMs > 0 && world.nowMs >= timeoutMs;
+  const isForced = (): boolean => timeoutAction === "force" && isTimeUp();
+  const done = (failure: MigrationError | undefined, downtimeMs: number): Simulated => ({
+    isSimulated: true,
+    failure,
+    rounds,
+    totalMs: world.nowMs,
+    downtimeMs,
+    bytes,
+    lostShare: model.lostShare,
+  });
+  try {
+    const plan = { pages: guest.pages, acceptedAtMs: 0, parameters: () => parameters, isForced };
+    const { remaining } = await preCopy(plan, ports, throttling, (round) => {
+      rounds.push(round);
+      if (isTimeUp() && !isForced()) throw new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`);
+    });
+    const pausedAt = world.nowMs;
+    world.pass(costs.pauseMs);
+    model.pause();
+    collect(remaining);
+    send(remaining, link.bytesPerSecond);
+    world.pass(costs.prepareMs + costs.commitMs + 2 * link.roundTripMs + costs.resumeMs);
+    return done(undefined, world.nowMs - pausedAt);
+  } catch (thrown) {
+    return done(MigrationError.from(thrown), 0);
+  }
+}
+
+function checkModel({ pages, populatedPages, vcpus }: ModelGuest, { bytesPerSecond }: ModelLink): void {
+  const written = vcpus.reduce((sum, { workingSetPages }) => sum + workingSetPages, 0);
+  const isSound = vcpus.every(({ pagesPerSecond, workingSetPages }) => pagesPerSecond >= 0 && workingSetPages >= 1);
+  if (populatedPages > pages || written > pages || !isSound || !(bytesPerSecond > 0))
+    throw new MigrationError("ERR_PARAMETER", "A model needs a link that carries something, and a guest whose working sets fit into it");
+}

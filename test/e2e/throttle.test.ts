@@ -1,0 +1,93 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import type { JsonChild, JsonLine } from "@precopy/lab";
+import { Lab, precopy, reportOf, untilPhase } from "./lab.js";
+import type { AgentHandle } from "./lab.js";
+
+/** Four times what the link carries, over more than a pause of 300 ms can send. */
+const OUTRUNNING = [
+  ...["--guest", "g", "--workload", "random-writer", "--memory", "64MiB", "--fill", "16MiB", "--working-set", "12MiB"],
+  ...["--dirty-rate", "20k"],
+];
+const LINK = ["--max-bandwidth", "160Mbit"];
+
+const iterations = (report: JsonLine): JsonLine[] => report["iterations"] as JsonLine[];
+const throttled = (report: JsonLine): number[] => iterations(report).map((round) => Number(round["throttle-percent"]));
+const downtime = (report: JsonLine): number => Number((report["query-migrate"] as JsonLine)["downtime"]);
+
+for (const { title, args } of [
+  { title: "mmu log, direct pump", args: ["--dirty-log", "auto"] },
+  { title: "barrier log, portable pump", args: ["--dirty-log", "barrier", "--pump", "portable"] },
+])
+  describe(`a guest that dirties four times what the link carries: ${title}`, () => {
+    const lab = new Lab();
+    let [here, there]: AgentHandle[] = [];
+    before(async () => {
+      [here, there] = [await lab.agent("source", "a", [...OUTRUNNING, ...args]), await lab.agent("target", "b", args)];
+    });
+    after(() => lab.end());
+
+    const migrate = (...parameters: string[]): JsonChild => lab.migrate(here!, there!.listen, parameters); // both were started
+    /** The guest arrives, proven; the next test moves it back. */
+    async function arrives(migration: JsonChild): Promise<JsonLine> {
+      const report = await reportOf(migration);
+      assert.equal(report["digest-equal"], true);
+      [here, there] = [there, here];
+      return report;
+    }
+    async function fails(code: string, migration: JsonChild): Promise<void> {
+      assert.equal((await migration.expect("failed"))["code"], code);
+      assert.equal(await migration.exited, 7);
+      await lab.runsAt(here!, 1);
+    }
+    const set = async (...parameters: string[]): Promise<void> => {
+      const { code, stderr } = await precopy(["set", "--socket", here!.socket, ...parameters]);
+      assert.equal(code, 0, stderr);
+    };
+
+    it("does not converge if nothing may be withheld, and runs on at the source", () => fails("ERR_NOT_CONVERGING", migrate(...LINK)));
+
+    it("is given up when its time is up, and runs on at the source", () => fails("ERR_TIMEOUT", migrate(...LINK, "--timeout", "2s")));
+
+    it("is moved with --throttle sdps, within the downtime limit", async () => {
+      const report = await arrives(migrate(...LINK, "--throttle", "sdps"));
+      assert.ok(Math.max(...throttled(report)) > 50, throttled(report).join(", "));
+      assert.ok(downtime(report) <= 300, `${downtime(report)} ms`);
+    });
+
+    it("is moved with --throttle auto-converge, in steps; where it came from it is withheld nothing any more", async () => {
+      const steps = ["--cpu-throttle-initial", "60", "--cpu-throttle-increment", "39"];
+      const report = await arrives(migrate(...LINK, "--throttle", "auto-converge", ...steps));
+      assert.ok(throttled(report)[0] === 0 && throttled(report).some((percent) => percent > 90), throttled(report).join(", "));
+      assert.ok(downtime(report) <= 300, `${downtime(report)} ms`);
+    });
+
+    it("is moved when it is throttled in flight, by `precopy set`", async () => {
+      const migration = migrate(...LINK);
+      await migration.expect("round");
+      await set("--throttle", "sdps");
+      const report = await arrives(migration);
+      assert.equal((report["parameters"] as JsonLine)["throttle"], "sdps");
+      assert.ok(Math.max(...throttled(report)) > 50, throttled(report).join(", "));
+    });
+
+    it("is moved when the cap is lifted in the middle of a round: the rest of it is sent at once", async () => {
+      const migration = migrate("--max-bandwidth", "4Mbit"); // the first round alone would take half a minute
+      await untilPhase(migration, "active");
+      const started = performance.now();
+      await set("--max-bandwidth", "0");
+      await arrives(migration);
+      assert.ok(performance.now() - started < 15_000);
+    });
+
+    it("is moved when its time is up and the switch is forced, with the pause that it takes", async () => {
+      const report = await arrives(migrate(...LINK, "--timeout", "1500ms", "--timeout-action", "force"));
+      assert.match(String(iterations(report).at(-2)?.["decision"]), /^switch over: time is up/);
+    });
+
+    it("`precopy set` without a migration in progress is refused", async () => {
+      const { code, stderr } = await precopy(["set", "--socket", here!.socket, "--downtime-limit", "20"]);
+      assert.equal(code, 5);
+      assert.match(stderr, /ERR_NO_MIGRATION/);
+    });
+  });
