@@ -62,6 +62,14 @@ for (const { title, args } of [
       assert.ok(downtime(report) <= 300, `${downtime(report)} ms`);
     });
 
+    it("is moved with --xbzrle on, and nothing withheld: of each page it writes 64 bytes", async () => {
+      const report = await arrives(migrate(...LINK, "--xbzrle", "on"));
+      const { "xbzrle-cache": cache } = report["query-migrate"] as { readonly "xbzrle-cache": Record<string, number> };
+      assert.ok(cache["pages"]! > 1000 && cache["encoding-rate"]! > 5, JSON.stringify(cache));
+      assert.equal(Math.max(...throttled(report)), 0);
+      assert.ok(downtime(report) <= 300, `${downtime(report)} ms`);
+    });
+
     it("is moved when it is throttled in flight, by `precopy set`", async () => {
       const migration = migrate(...LINK);
       await migration.expect("round");

@@ -41,6 +41,8 @@ const parameters = z.strictObject({
   mode: z.enum(["precopy", "stop-and-copy"]).exactOptional(),
   multifdChannels: z.number().exactOptional(),
   multifdCompression: z.enum(["none", "lz4"]).exactOptional(),
+  isXbzrleOn: z.boolean().exactOptional(),
+  xbzrleCacheBytes: z.number().exactOptional(),
   isDigestOn: z.boolean().exactOptional(),
   isAuditOn: z.boolean().exactOptional(),
   pump: z.enum(["auto", "direct", "portable"]).exactOptional(),

@@ -8,6 +8,7 @@ import {
   fillParameters,
   parseBandwidth,
   parseMilliseconds,
+  parseSize,
 } from "@precopy/protocol";
 import type { LiveParameters, MigrationParameters } from "@precopy/protocol";
 import { MILLISECONDS_MAX, option, parseChoice, parseTime, parseWhole, refuse } from "./option-parsers.js";
@@ -57,7 +58,12 @@ const liveOptions = (): readonly Option[] => [
     "slow a guest down that outruns the link: none, auto-converge (in steps), sdps (as much as it takes), dirty-limit (each vCPU to a rate) (default: none)",
     parseChoice(THROTTLES),
   ),
-  percentOption("--throttle-trigger-threshold", "share of what is sent that the guest may dirty meanwhile, percent", 100, 50),
+  percentOption(
+    "--throttle-trigger-threshold",
+    "a guest that dirties less than this share of what is sent is left alone, percent",
+    100,
+    50,
+  ),
   percentOption("--cpu-throttle-initial", "auto-converge's first step, percent of the time withheld", 99, 20),
   percentOption("--cpu-throttle-increment", "its further steps, percent", 99, 10),
   percentOption("--max-cpu-throttle", "its last step, percent", 99, 99),
@@ -100,6 +106,20 @@ const withTransfer = <A extends unknown[], O extends OptionValues, G extends Opt
         "--multifd-compression <KIND>",
         `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
         parseChoice(COMPRESSIONS),
+      ),
+    )
+    .addOption(
+      option(
+        "--xbzrle <SWITCH>",
+        "after the first round send what changed of a page since it was sent last: on or off (default: off)",
+        parseChoice(ON_OFF),
+      ),
+    )
+    .addOption(
+      option(
+        "--xbzrle-cache-size <SIZE>",
+        "what is kept of pages sent, over all channels; 64KiB to 2GiB (default: 64MiB)",
+        (text) => fillParameters({ xbzrleCacheBytes: parseSize(text) }).xbzrleCacheBytes,
       ),
     )
     .addOption(
@@ -155,6 +175,8 @@ export function parametersOf(given: GivenMigration): Partial<MigrationParameters
     ...liveParametersOf(given),
     ...(given.multifdChannels !== undefined && { multifdChannels: given.multifdChannels }),
     ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),
+    ...(given.xbzrle && { isXbzrleOn: given.xbzrle === "on" }),
+    ...(given.xbzrleCacheSize !== undefined && { xbzrleCacheBytes: given.xbzrleCacheSize }),
     ...(given.congestionControl && { congestionControl: given.congestionControl }),
     ...(given.digest && { isDigestOn: given.digest === "on" }),
     ...(audit && { isAuditOn: audit === "on" }),

@@ -39,6 +39,8 @@ export interface WireOptions {
   readonly threads: ChannelThreads;
   readonly channels: number;
   readonly compression?: "none" | "lz4";
+  /** Of each channel; default 0, no XBZRLE. */
+  readonly xbzrleCacheBytes?: number;
   /** Default on. */
   readonly hasDigest?: boolean;
 }
@@ -136,14 +138,15 @@ export class PageWire {
   }
 
   static async open(from: GuestMemory, to: GuestMemory, options: WireOptions): Promise<PageWire> {
-    const { pump, threads, channels, compression = "none", hasDigest = true } = options;
+    const { pump, threads, channels, compression = "none", xbzrleCacheBytes = 0, hasDigest = true } = options;
     const target = await PageTarget.listen(to, options);
     const hashes = hasDigest ? allocateHashTable(from.pages) : undefined;
     const lanes = LaneTable.allocate(channels).share();
     const senders: PageChannel[] = [];
     for (let channel = 0; channel < channels; channel++) {
       const socket = await target.connect(channel);
-      const order = { type: "send", pump, channel, generation: 1, lanes, memory: from.share(), hashes, compression } as const;
+      const encoding = { compression, xbzrleCacheBytes };
+      const order = { type: "send", pump, channel, generation: 1, lanes, memory: from.share(), hashes, ...encoding } as const;
       senders.push(await PageChannel.open(socket, threads, order));
     }
     return new PageWire(target, senders);

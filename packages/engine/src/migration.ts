@@ -148,6 +148,7 @@ export class Migration {
         expectedDowntimeMs: live?.expectedDowntimeMs,
         remainingPages: 0,
         throttlePercent: 0,
+        xbzrle: last.xbzrle,
         decision: "last round: guest paused",
       });
       // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.

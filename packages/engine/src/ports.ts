@@ -1,5 +1,5 @@
 import type { Bitmap, GuestState, VcpuActivity } from "@precopy/guest";
-import type { MigrationError } from "@precopy/protocol";
+import type { MigrationError, XbzrleCounts } from "@precopy/protocol";
 
 /** One round on the page channels. */
 export interface RoundTransfer {
@@ -7,6 +7,8 @@ export interface RoundTransfer {
   readonly zeroPages: number;
   /** On the wire, headers included. */
   readonly bytes: number;
+  /** Undefined without XBZRLE, and in the first round. */
+  readonly xbzrle?: XbzrleCounts | undefined;
   /** From the first byte to the last channel's acknowledgement, ms. */
   readonly ms: number;
 }

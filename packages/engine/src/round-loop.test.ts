@@ -89,6 +89,7 @@ describe("preCopy", () => {
         expectedDowntimeMs: undefined,
         remainingPages: 80,
         throttlePercent: 0,
+        xbzrle: undefined,
         decision: "next round",
       },
     );

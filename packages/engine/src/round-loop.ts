@@ -111,6 +111,7 @@ async function sendRounds(
       expectedDowntimeMs: expected,
       remainingPages,
       throttlePercent,
+      xbzrle: transfer.xbzrle,
       decision: describe(decision),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);

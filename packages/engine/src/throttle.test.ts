@@ -51,23 +51,30 @@ describe("shareFor", () => {
 });
 
 describe("SdpsBudget", () => {
-  it("allows anything while nobody knows the link, and then its share of it", () => {
+  /** More than any threshold here. */
+  const much = 10 ** 6;
+
+  it("allows anything while nobody knows the link, and to a guest that stays under its share of it", () => {
     const budget = new SdpsBudget();
-    assert.equal(budget.allowance(1000, 100, 0, 50), Infinity);
-    assert.equal(budget.allowance(0, 100, 20_000, 50), 10_000);
+    assert.equal(budget.allowance(1000, 100, much, 0, 50), Infinity);
+    assert.equal(budget.allowance(1000, 100, 10_000, 20_000, 50), Infinity);
   });
 
-  it("takes what was dirtied beyond its share off what may be dirtied next", () => {
+  it("holds one that would dirty more at half of that share", () => {
+    assert.equal(new SdpsBudget().allowance(0, 100, 10_001, 20_000, 50), 5000);
+  });
+
+  it("takes what was dirtied beyond it off what may be dirtied next", () => {
     const budget = new SdpsBudget();
-    assert.equal(budget.allowance(3000, 100, 20_000, 50), 8000, "1000 were allowed in 100 ms, 2000 are owed");
-    assert.equal(budget.allowance(0, 100, 20_000, 50), 9000, "and 1000 were paid back");
-    assert.equal(budget.allowance(0, 1000, 20_000, 50), 10_000);
+    assert.equal(budget.allowance(1500, 100, much, 20_000, 50), 4000, "500 were allowed in 100 ms, 1000 are owed");
+    assert.equal(budget.allowance(0, 100, much, 20_000, 50), 4500, "and 500 were paid back");
+    assert.equal(budget.allowance(0, 1000, much, 20_000, 50), 5000);
   });
 
   it("gives no credit for quiet times, and lets no debt grow beyond what a second allows", () => {
     const budget = new SdpsBudget();
-    assert.equal(budget.allowance(0, 60_000, 20_000, 50), 10_000);
-    assert.equal(budget.allowance(10 ** 9, 100, 20_000, 50), 0);
-    assert.equal(budget.allowance(0, 500, 20_000, 50), 5000);
+    assert.equal(budget.allowance(0, 60_000, much, 20_000, 50), 5000);
+    assert.equal(budget.allowance(10 ** 9, 100, much, 20_000, 50), 0);
+    assert.equal(budget.allowance(0, 500, much, 20_000, 50), 2500);
   });
 });

@@ -29,10 +29,15 @@ export const shareFor = (demand: number, allowance: number): number =>
 
 /** A debt is paid back within about this time. */
 const PAY_BACK_MS = 1000;
+/**
+ * A guest that dirties more than the threshold is held at this much of it. What is withheld in all is (1 - f R / D) / (1 - f) of what the first round takes, for
+ * a guest that would dirty D, a link that carries R, and a share f of it at which the guest is held: the lower f, the less in all, and the sooner it is over.
+ */
+const HELD_PART = 0.5;
 
 /**
- * Stun during page send: what the guest may dirty from now on, so that over time it dirties at most a share of what the link carries and every round
- * is shorter than the one before by that factor. What it dirtied beyond that is a debt, taken off what it may.
+ * Stun during page send: what the guest may dirty from now on, so that every round is shorter than the one before by a factor, and the migration ends.
+ * A guest that dirties less than a share of what the link carries is left alone. What it dirtied beyond what it may is a debt, taken off what it may.
  * @see Nelson, Lim, Hutchins, "Fast Transparent Migration for Virtual Machines", USENIX ATC 2005, for the idea of slowing the writer down; the
  * name is vMotion's.
  */
@@ -40,12 +45,16 @@ export class SdpsBudget {
   #debtPages = 0;
 
   /**
-   * @param dirtiedPages since the last call, over `elapsedMs`. @param linkPagesPerSecond what the link carries; 0 while nobody knows.
-   * @param thresholdPercent 1 to 100. @returns pages/s that all vCPUs together may dirty; Infinity while the link's speed is not known.
+   * @param dirtiedPages since the last call, over `elapsedMs`. @param demand what all vCPUs would dirty, pages/s. @param linkPagesPerSecond what the link
+   * carries; 0 while nobody knows. @param thresholdPercent 1 to 100. @returns pages/s that all vCPUs together may dirty; Infinity for no limit.
    */
-  allowance(dirtiedPages: number, elapsedMs: number, linkPagesPerSecond: number, thresholdPercent: number): number {
-    if (linkPagesPerSecond === 0) return Infinity;
-    const rate = (linkPagesPerSecond * thresholdPercent) / 100;
+  allowance(dirtiedPages: number, elapsedMs: number, demand: number, linkPagesPerSecond: number, thresholdPercent: number): number {
+    const threshold = (linkPagesPerSecond * thresholdPercent) / 100;
+    if (linkPagesPerSecond === 0 || demand <= threshold) {
+      this.#debtPages = 0;
+      return Infinity;
+    }
+    const rate = threshold * HELD_PART;
     // No credit for quiet times: a burst after one would be as long as it. No endless debt: what was dirtied is dirty only once.
     const debtMax = (rate * PAY_BACK_MS) / 1000;
     this.#debtPages = Math.min(Math.max(this.#debtPages + dirtiedPages - (rate * elapsedMs) / 1000, 0), debtMax);

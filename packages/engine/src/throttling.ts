@@ -97,7 +97,9 @@ export class Throttling {
     else if (throttle === "dirty-limit") this.#hold(demands.map((demand) => shareFor(demand, vcpuDirtyLimitBytesPerSecond / PAGE_BYTES)));
     else {
       const link = this.#knownPagesPerSecond === 0 ? this.#fastestPagesPerSecond : this.#knownPagesPerSecond;
-      this.#hold(dealOut(demands, this.#budget.allowance(dirtiedPages, elapsedMs, link, throttleTriggerThresholdPercent)));
+      const demand = demands.reduce((sum, one) => sum + one, 0);
+      const allowance = this.#budget.allowance(dirtiedPages, elapsedMs, demand, link, throttleTriggerThresholdPercent);
+      this.#hold(dealOut(demands, allowance));
     }
   }
 

@@ -18,6 +18,7 @@ export * from "./memory-service.js";
 export * from "./nic.js";
 export * from "./nic-ring.js";
 export * from "./nic-udp.js";
+export * from "./page-deltas.js";
 export * from "./page-hashes.js";
 export * from "./page-kernels.js";
 export * from "./vcpu.js";

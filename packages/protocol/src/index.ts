@@ -16,3 +16,4 @@ export * from "./quantities.js";
 export * from "./source-state.js";
 export * from "./stripe.js";
 export * from "./target-state.js";
+export * from "./xbzrle.js";

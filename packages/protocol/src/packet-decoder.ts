@@ -6,7 +6,7 @@ import type { PacketHeader, RunBounds } from "./packet.js";
 export interface PacketSink {
   /** @param head header and run table, checked; valid until `end`. */
   begin(header: PacketHeader, head: Buffer, dataPages: number): void;
-  /** Raw: the next bytes of the pages, any length. LZ4: the whole payload, once; it is the sink's to change. Never kept after the call. */
+  /** Raw: the next bytes of the pages, any length. Encoded: the whole payload, once; it is the sink's to change. Never kept after the call. */
   payload(bytes: Buffer): void;
   end(): void;
 }
@@ -58,7 +58,7 @@ export class PacketDecoder {
     this.#sink.begin(header, this.#head, dataPages);
     this.#payloadLeft = header.payloadBytes;
     this.#inPayload = header.payloadBytes > 0;
-    if (header.encoding === PageEncoding.Lz4) this.#blocks = Buffer.allocUnsafe(header.payloadBytes);
+    if (header.encoding !== PageEncoding.Raw) this.#blocks = Buffer.allocUnsafe(header.payloadBytes);
     if (!this.#inPayload) this.#end();
   }
 

@@ -14,7 +14,7 @@ import {
  *   0 magic u32 | 4 version u8 | 5 kind u8 | 6 encoding u8 | 7 flags u8, zero
  *   8 round u32 | 12 sequence u32, per channel, from 0 | 16 dataRuns u16 | 18 zeroRuns u16 | 20 payloadBytes u32 | 24 lanes u32, one bit a lane, zero but in FLUSH
  *   28 CRC-32 u32 (zlib.crc32) of bytes 0 to 27 and the run table
- * Run table: dataRuns, then zeroRuns, entries of (first page u32, pages u32). Payload: the data runs' pages end to end (raw), or blocks (lz4).
+ * Run table: dataRuns, then zeroRuns, entries of (first page u32, pages u32). Payload: the data runs' pages end to end (raw), or blocks (lz4), or deltas (xbzrle).
  */
 export const HEADER_BYTES = 32;
 export const RUN_BYTES = 8;
@@ -25,11 +25,12 @@ export const TABLE_BYTES_MAX = (PACKET_DATA_RUNS_MAX + PACKET_ZERO_RUNS_MAX) * R
 /** Numbers are never reused. Flush ends a round of the lanes it names and carries no runs. */
 export const PacketKind = { Pages: 1, Flush: 2 } as const;
 export type PacketKind = (typeof PacketKind)[keyof typeof PacketKind];
-export const PageEncoding = { Raw: 0, Lz4: 1 } as const;
+export const PageEncoding = { Raw: 0, Lz4: 1, Xbzrle: 2 } as const;
 export type PageEncoding = (typeof PageEncoding)[keyof typeof PageEncoding];
 
 const isPacketKind = (value: number): value is PacketKind => value === PacketKind.Pages || value === PacketKind.Flush;
-const isEncoding = (value: number): value is PageEncoding => value === PageEncoding.Raw || value === PageEncoding.Lz4;
+const ENCODINGS: readonly number[] = Object.values(PageEncoding);
+const isEncoding = (value: number): value is PageEncoding => ENCODINGS.includes(value);
 
 export interface PacketHeader {
   readonly kind: PacketKind;
@@ -120,6 +121,6 @@ export function checkRunTable(head: Buffer, header: PacketHeader, bounds: RunBou
   if (header.encoding === PageEncoding.Raw && header.payloadBytes !== dataPages * PAGE_BYTES)
     throw new MigrationError("ERR_NOT_A_PACKET", `${header.payloadBytes} B of payload for ${dataPages} pages`);
   if ((header.payloadBytes === 0) !== (dataPages === 0))
-    throw new MigrationError("ERR_NOT_A_PACKET", `${header.payloadBytes} B of blocks for ${dataPages} pages`);
+    throw new MigrationError("ERR_NOT_A_PACKET", `${header.payloadBytes} B of payload for ${dataPages} pages`);
   return dataPages;
 }

@@ -1,5 +1,5 @@
 import { MigrationError } from "./errors.js";
-import { CHANNELS_MAX, PAGE_BYTES } from "./limits.js";
+import { CHANNELS_MAX, PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX } from "./limits.js";
 
 export const THROTTLES = ["none", "auto-converge", "sdps", "dirty-limit"] as const;
 export const TIMEOUT_ACTIONS = ["cancel", "force"] as const;
@@ -7,11 +7,11 @@ export const TIMEOUT_ACTIONS = ["cancel", "force"] as const;
 /** Withholding guest run time, so that a guest that outruns the link can be moved all the same. */
 export interface ThrottleParameters {
   /**
-   * none (default). auto-converge: in steps, while rounds fail to converge. sdps: as much as it takes to hold what the guest dirties under a share
-   * of what the link sends. dirty-limit: as much as it takes to hold each vCPU under `vcpuDirtyLimitBytesPerSecond`.
+   * none (default). auto-converge: in steps, while rounds fail to converge. sdps: as much as it takes to hold what a guest dirties that would dirty more
+   * than a share of what the link sends, at half of that. dirty-limit: as much as it takes to hold each vCPU under `vcpuDirtyLimitBytesPerSecond`.
    */
   readonly throttle: (typeof THROTTLES)[number];
-  /** auto-converge and sdps: the share of what is sent that may be dirtied meanwhile, percent. Default 50 as in QEMU; 1 to 100. */
+  /** auto-converge and sdps: a guest that dirties less than this share of what is sent is left alone, percent. Default 50 as in QEMU; 1 to 100. */
   readonly throttleTriggerThresholdPercent: number;
   /** auto-converge: the first step. Default 20 as in QEMU; 1 to 99. */
   readonly cpuThrottleInitialPercent: number;
@@ -57,6 +57,10 @@ export interface MigrationParameters extends ThrottleParameters, TimeoutParamete
   readonly multifdChannels: number;
   /** Default none. */
   readonly multifdCompression: "none" | "lz4";
+  /** After the first round pages are sent as what changed since they were sent last. Default off. */
+  readonly isXbzrleOn: boolean;
+  /** What is kept of pages sent, over all channels. Default 64 MiB as in QEMU; 64 KiB to 2 GiB. */
+  readonly xbzrleCacheBytes: number;
   /** Both sides hash every page and compare the image digest in the commit. Default on. */
   readonly isDigestOn: boolean;
   /** After ACTIVE the source compares its frozen image with what it sent. Default on; needs the digest. */
@@ -73,6 +77,8 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   maxBandwidthBytesPerSecond: 0,
   multifdChannels: 2,
   multifdCompression: "none",
+  isXbzrleOn: false,
+  xbzrleCacheBytes: 64 * 2 ** 20,
   isDigestOn: true,
   isAuditOn: true,
   pump: "auto",
@@ -106,6 +112,8 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
     refuse("max-bandwidth", all.maxBandwidthBytesPerSecond, "0 or more B/s");
   if (!isWhole(all.multifdChannels, 1, CHANNELS_MAX)) refuse("multifd-channels", all.multifdChannels, `1 to ${CHANNELS_MAX}`);
   if (!["none", "lz4"].includes(all.multifdCompression)) refuse("multifd-compression", all.multifdCompression, "none or lz4");
+  if (!isWhole(all.xbzrleCacheBytes, CHANNELS_MAX * PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX))
+    refuse("xbzrle-cache-size", all.xbzrleCacheBytes, `${CHANNELS_MAX * PAGE_BYTES} to ${XBZRLE_CACHE_BYTES_MAX} B`);
   if (!["precopy", "stop-and-copy"].includes(all.mode)) refuse("mode", all.mode, "precopy or stop-and-copy");
   if (!["auto", "direct", "portable"].includes(all.pump)) refuse("pump", all.pump, "auto, direct or portable");
   if (!CONGESTION_CONTROL.test(all.congestionControl))
@@ -135,6 +143,8 @@ export const reportParameters = (parameters: MigrationParameters): Record<string
   "max-bandwidth": parameters.maxBandwidthBytesPerSecond,
   "multifd-channels": parameters.multifdChannels,
   "multifd-compression": parameters.multifdCompression,
+  xbzrle: parameters.isXbzrleOn,
+  "xbzrle-cache-size": parameters.xbzrleCacheBytes,
   digest: parameters.isDigestOn,
   audit: parameters.isAuditOn,
   pump: parameters.pump,

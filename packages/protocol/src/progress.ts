@@ -2,6 +2,25 @@ import type { ErrorCode } from "./errors.js";
 import type { MigrationParameters } from "./parameters.js";
 import type { SourcePhase } from "./source-state.js";
 
+/** What XBZRLE did in a round, or in all of them. */
+export interface XbzrleCounts {
+  /** Sent as a delta. */
+  readonly pages: number;
+  /** Of those deltas. */
+  readonly bytes: number;
+  /** Sent whole, because no version of theirs was kept. */
+  readonly misses: number;
+  /** Sent whole, because the delta would have been longer. */
+  readonly overflows: number;
+}
+
+export const addXbzrle = (one: XbzrleCounts | undefined, other: XbzrleCounts | undefined): XbzrleCounts => ({
+  pages: (one?.pages ?? 0) + (other?.pages ?? 0),
+  bytes: (one?.bytes ?? 0) + (other?.bytes ?? 0),
+  misses: (one?.misses ?? 0) + (other?.misses ?? 0),
+  overflows: (one?.overflows ?? 0) + (other?.overflows ?? 0),
+});
+
 /** One finished round. Times in ms, sizes in bytes. */
 export interface RoundProgress {
   readonly round: number;
@@ -22,6 +41,8 @@ export interface RoundProgress {
   readonly expectedDowntimeMs: number | undefined;
   /** Known dirty when the round was acknowledged. */
   readonly remainingPages: number;
+  /** Undefined without XBZRLE, and in the first round. */
+  readonly xbzrle: XbzrleCounts | undefined;
   /** Of the vCPUs' time, withheld from one collection to the next; measured. */
   readonly throttlePercent: number;
   /** What the policy decided after this round, and why. */
@@ -89,6 +110,18 @@ export interface QueryMigrate {
   /** Of the latest round; absent if nothing was withheld. */
   readonly "cpu-throttle-percentage"?: number;
   readonly "error-desc"?: string;
+  /** Absent without XBZRLE. */
+  readonly "xbzrle-cache"?: {
+    readonly "cache-size": number;
+    readonly bytes: number;
+    readonly pages: number;
+    readonly "cache-miss": number;
+    /** Of the pages that were looked for. */
+    readonly "cache-miss-rate": number;
+    /** Bytes of pages sent as deltas, over bytes of the deltas; 0 without one. */
+    readonly "encoding-rate": number;
+    readonly overflow: number;
+  };
   readonly ram?: {
     readonly transferred: number;
     readonly remaining: number;

@@ -35,6 +35,7 @@ const round = (number: number, given: Partial<RoundProgress> = {}): RoundProgres
   dirtyPages: 1000,
   remainingPages: 0,
   throttlePercent: 0,
+  xbzrle: undefined,
   normalPages: 900,
   zeroPages: 100,
   bytes: 900 * PAGE_BYTES + 5000,

@@ -1,6 +1,6 @@
 import type { SwitchResult } from "@precopy/engine";
 import type { Guest } from "@precopy/guest";
-import { MigrationError, PAGE_BYTES, formatAddress, qemuStatus, reportParameters } from "@precopy/protocol";
+import { MigrationError, PAGE_BYTES, addXbzrle, formatAddress, qemuStatus, reportParameters } from "@precopy/protocol";
 import type { Address, MigrationReport, QueryMigrate, RoundProgress } from "@precopy/protocol";
 import type { OutgoingMigration } from "./outgoing-migration.js";
 
@@ -46,6 +46,7 @@ export function queryMigrate(
     ...(result === undefined && error === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
     ...(last === undefined || last.throttlePercent < 0.5 ? {} : { "cpu-throttle-percentage": Math.round(last.throttlePercent) }),
     ...(error === undefined ? {} : { "error-desc": error.message }),
+    ...(migration.parameters.isXbzrleOn ? { "xbzrle-cache": xbzrleCache(migration) } : {}),
     ram: {
       transferred,
       remaining: (last?.remainingPages ?? 0) * PAGE_BYTES,
@@ -64,6 +65,20 @@ export function queryMigrate(
       "downtime-bytes": downtimeBytes,
       "pages-per-second": Math.round((normal / Math.max(elapsedMs, 0.001)) * 1000),
     },
+  };
+}
+
+function xbzrleCache({ rounds, parameters }: ReportedMigration): NonNullable<QueryMigrate["xbzrle-cache"]> {
+  const { pages, bytes, misses, overflows } =
+    rounds.map(({ xbzrle }) => xbzrle).reduce(addXbzrle, undefined) ?? addXbzrle(undefined, undefined);
+  return {
+    "cache-size": parameters.xbzrleCacheBytes,
+    bytes,
+    pages,
+    "cache-miss": misses,
+    "cache-miss-rate": round2(misses / Math.max(pages + misses + overflows, 1)),
+    "encoding-rate": bytes === 0 ? 0 : round2((pages * PAGE_BYTES) / bytes),
+    overflow: overflows,
   };
 }
 

@@ -296,7 +296,8 @@ export class OutgoingMigration {
     const { guest, parameters } = this;
     const { arbiter, address, release } = this.#options;
     const here = address?.();
-    const capabilities = [...(parameters.multifdCompression === "lz4" ? ["lz4"] : []), ...(parameters.isDigestOn ? ["digest"] : [])];
+    const wanted = { lz4: parameters.multifdCompression === "lz4", xbzrle: parameters.isXbzrleOn, digest: parameters.isDigestOn };
+    const capabilities = Object.entries(wanted).flatMap(([name, isWanted]) => (isWanted ? [name] : []));
     const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
     control.send({
       type: "admit",
@@ -333,6 +334,7 @@ export class OutgoingMigration {
           memory: guest.memory.share(),
           hashes: this.#hashes,
           compression: parameters.multifdCompression,
+          xbzrleCacheBytes: parameters.isXbzrleOn ? Math.floor(parameters.xbzrleCacheBytes / parameters.multifdChannels) : 0,
           congestionControl: parameters.congestionControl,
           zeroCheck: this.#options.zeroCheck ?? "vector",
         });

@@ -1,8 +1,8 @@
 import { joinDigests } from "@precopy/guest";
 import type { Bitmap } from "@precopy/guest";
 import type { LinkPort, RoundTransfer } from "@precopy/engine";
-import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS } from "@precopy/protocol";
-import type { Message, ProgressEvent } from "@precopy/protocol";
+import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS, addXbzrle } from "@precopy/protocol";
+import type { Message, ProgressEvent, XbzrleCounts } from "@precopy/protocol";
 import { holdCompiler, peerError } from "@precopy/transport";
 import type { LanePoint, LaneTable, PageChannel, RoundSent } from "@precopy/transport";
 
@@ -54,7 +54,7 @@ interface Round {
   readonly isLast: boolean;
   readonly unsent: Set<number>;
   readonly unacknowledged: Set<number>;
-  readonly totals: { normalPages: number; zeroPages: number; bytes: number };
+  readonly totals: { normalPages: number; zeroPages: number; bytes: number; xbzrle?: XbzrleCounts };
 }
 
 /**
@@ -182,7 +182,7 @@ export class PageLink implements LinkPort {
 
   #begin(round: number, pages: Bitmap, isLast: boolean): Round {
     const all = [...Array(this.#lanes.lanes).keys()];
-    const totals = { normalPages: 0, zeroPages: 0, bytes: 0 };
+    const totals: Totals = { normalPages: 0, zeroPages: 0, bytes: 0 };
     const sending: Round = { round, pages, isLast, unsent: new Set(all), unacknowledged: new Set(all), totals };
     this.#round = sending;
     for (const carrier of this.#carriers) if (carrier.end !== undefined) this.#send(carrier, this.#lanesOf(carrier), []);
@@ -371,10 +371,11 @@ export class PageLink implements LinkPort {
 }
 
 type Totals = Round["totals"];
-function add(totals: Totals, sent: Readonly<Totals> | undefined): void {
+function add(totals: Totals, sent: (Omit<Totals, "xbzrle"> & { readonly xbzrle?: XbzrleCounts | undefined }) | undefined): void {
   totals.normalPages += sent?.normalPages ?? 0;
   totals.zeroPages += sent?.zeroPages ?? 0;
   totals.bytes += sent?.bytes ?? 0;
+  if (sent?.xbzrle !== undefined) totals.xbzrle = addXbzrle(totals.xbzrle, sent.xbzrle);
 }
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

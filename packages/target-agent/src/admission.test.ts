@@ -16,7 +16,7 @@ const REFUSED: readonly (readonly [what: string, admit: Admit, code: ErrorCode, 
   ["an older protocol version", offer({ protocolVersion: 0 }), "ERR_PROTOCOL_VERSION", /version 0/],
   ["another page size", offer({ pageBytes: 65536 }), "ERR_PAGE_SIZE", /65536 B/],
   ["another byte order", offer({ endianness: endianness() === "LE" ? "BE" : "LE" }), "ERR_ENDIANNESS", /host is (LE|BE)/],
-  ["capabilities of a later release", offer({ capabilities: ["lz4", "xbzrle", "tls-psk"] }), "ERR_CAPABILITY", /xbzrle, tls-psk/],
+  ["capabilities of a later release", offer({ capabilities: ["lz4", "postcopy", "tls-psk"] }), "ERR_CAPABILITY", /postcopy, tls-psk/],
   ["a workload that is not here", offer({}, { vcpus: [vcpu(WHOLE, { workload: "doom" })] }), "ERR_WORKLOAD_UNKNOWN", /"doom".*idle/],
   [
     "another file under a workload's name",

@@ -17,7 +17,7 @@ function checkRegions({ memoryBytes, devices, vcpus }: GuestManifest): void {
 }
 
 /** What a source may ask for and this release can do. */
-export const CAPABILITIES: readonly string[] = ["lz4", "digest"];
+export const CAPABILITIES: readonly string[] = ["lz4", "xbzrle", "digest"];
 
 /**
  * Everything that can be refused before anything is reserved, cheapest first. Memory, epoch and presence are the registry's.

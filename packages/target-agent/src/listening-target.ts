@@ -37,7 +37,7 @@ export function offer(given: Partial<Admit> = {}, manifest: Partial<Manifest> = 
     pageBytes: PAGE_BYTES,
     endianness: endianness(),
     channels: 1,
-    capabilities: ["lz4", "digest"],
+    capabilities: ["lz4", "xbzrle", "digest"],
     digest: true,
     from: null,
     arbiterEpoch: null,

@@ -36,6 +36,8 @@ export type ToChannel =
   | ({
       readonly type: "send";
       readonly compression: "none" | "lz4";
+      /** See PackerSource. */
+      readonly xbzrleCacheBytes?: number;
       /** Default auto; a name is the direct pump's to set. */
       readonly congestionControl?: string;
       /** Default vector. */
@@ -124,9 +126,10 @@ export class ChannelEnd {
         ? new DirectSendPump(setup.fd, memory, mayGoOn, setup.congestionControl)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
-    const { compression, zeroCheck = "vector", sentPages } = setup;
+    const { compression, xbzrleCacheBytes = 0, zeroCheck = "vector", sentPages } = setup;
     const lanes = new LaneTable(setup.lanes).lanes;
-    const source = { memory, hashes: this.#hashes, lanes, compression, lz4: () => lz4For(setup.pump), zeroCheck, sentPages };
+    const lz4 = (): Lz4 => lz4For(setup.pump);
+    const source = { memory, hashes: this.#hashes, lanes, compression, xbzrleCacheBytes, lz4, zeroCheck, sentPages };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
     this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }

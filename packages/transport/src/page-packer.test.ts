@@ -265,6 +265,39 @@ describe("PagePacker", () => {
     assert.deepEqual(point(), { round: 4, page: 0 }, "what was cut off does not count");
   });
 
+  it("sends what changed of a page with xbzrle, from the third time on that it is sent, and the page itself after it was zero", async () => {
+    const guest = allocate(256);
+    fillRandom(guest, 0, 4, 1);
+    const { packer, pump } = recorder(guest, { xbzrleCacheBytes: 4 * PAGE_BYTES });
+    const all = new Bitmap(guest.pages);
+    all.setRun(0, 4);
+    const write = (): void => void guest.view(2, 1).fill(Math.floor(Math.random() * 255) + 1, 100, 164);
+    const sent: [encoding: number, payloadBytes: number, counts: unknown][] = [];
+    const round = async (number: number): Promise<void> => {
+      const { xbzrle } = await packer.sendRound(number, all, WHOLE);
+      const { encoding, payloadBytes } = read(pump.packets.at(-2)!, guest.pages).header; // the last is the FLUSH
+      sent.push([encoding, payloadBytes, xbzrle]);
+    };
+    await round(1);
+    write();
+    await round(2);
+    guest.view(2, 1).fill(0, 0, 50); // as long as the delta may be, and no zero page
+    await round(3);
+    guest.view(2, 1).fill(0);
+    await round(4);
+    fillRandom(guest, 2, 1, 9);
+    await round(5);
+    const whole = 2 + PAGE_BYTES;
+    assert.deepEqual(sent, [
+      [PageEncoding.Raw, 4 * PAGE_BYTES, undefined],
+      [PageEncoding.Xbzrle, 4 * whole, { pages: 0, bytes: 0, misses: 4, overflows: 0 }],
+      [PageEncoding.Xbzrle, 3 * 2 + 2 + sent[2]![1] - 8, { pages: 4, bytes: sent[2]![1] - 8, misses: 0, overflows: 0 }],
+      [PageEncoding.Xbzrle, 3 * 2, { pages: 3, bytes: 0, misses: 0, overflows: 0 }],
+      [PageEncoding.Xbzrle, 3 * 2 + whole, { pages: 3, bytes: 0, misses: 1, overflows: 0 }],
+    ]);
+    assert.ok(sent[2]![1] < 100, `${sent[2]![1]} B for 50 that changed`);
+  });
+
   it("gives a digest with hashes and none without, and the same whether the pages go in one round or in many", async () => {
     assert.equal((await packRound(memory, fullBitmap(MIXED_PAGES), { hashes: undefined })).sent.digest, undefined);
     const { sent } = await packRound(memory, fullBitmap(MIXED_PAGES));

@@ -15,6 +15,8 @@ import {
 } from "@precopy/protocol";
 import { encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
 import type { Lz4 } from "@precopy/protocol/page-codec";
+import type { XbzrleCounts } from "@precopy/protocol";
+import { DeltaEncoder } from "./delta-encoder.js";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
 import type { SendPump } from "./pump.js";
@@ -30,6 +32,8 @@ export interface RoundSent {
   readonly packets: number;
   /** This channel's share of the image digest so far; undefined without hashes. */
   readonly digest: bigint | undefined;
+  /** Undefined without XBZRLE, and in the first round. */
+  readonly xbzrle: XbzrleCounts | undefined;
 }
 
 /** A lane to send, and the page to begin at: what is below it is stored already. 0 for all. */
@@ -56,6 +60,8 @@ export interface PackerSource {
   /** How many there are; each round names those it sends. */
   readonly lanes: number;
   readonly compression: "none" | "lz4";
+  /** Of this channel; after the first round pages are sent as what changed since. 0, the default, for none. */
+  readonly xbzrleCacheBytes?: number;
   /** Asked for when blocks are made, not before: a channel without them opens no library. Default lz4-napi. */
   readonly lz4?: () => Lz4;
   /** Default vector. */
@@ -75,6 +81,8 @@ export class PagePacker {
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #block: Buffer | undefined; // raw, being filled
+  /** From the second round on: in the first nothing was sent before. */
+  #deltas: DeltaEncoder | undefined;
   readonly #renew: VisitPages | undefined;
   #data = 0; // entries used
   #zero = 0;
@@ -109,7 +117,8 @@ export class PagePacker {
    * the target one point. The guest may be writing: such a page is in the next round too.
    */
   async sendRound(round: number, pages: Bitmap, from: readonly LaneStart[]): Promise<RoundSent> {
-    const { lanes, hashes } = this.#source;
+    const { lanes, hashes, memory, xbzrleCacheBytes = 0 } = this.#source;
+    if (round > 1 && xbzrleCacheBytes > 0) this.#deltas ??= new DeltaEncoder(memory, xbzrleCacheBytes);
     this.#round = round;
     this.#normalPages = this.#zeroPages = this.#bytes = this.#handedTo = this.#packedTo = 0;
     this.#starts.fill(Number.POSITIVE_INFINITY);
@@ -127,7 +136,7 @@ export class PagePacker {
       this.#packedTo = Math.min((stripe + 1) * STRIPE_PAGES, pages.pages);
     }
     await this.#flushPacket();
-    await this.#send(PacketKind.Flush, undefined, bitsOfLanes(from.map(({ lane }) => lane)));
+    await this.#send(PacketKind.Flush, bitsOfLanes(from.map(({ lane }) => lane)));
     this.#handedTo = pages.pages;
     return {
       normalPages: this.#normalPages,
@@ -135,6 +144,7 @@ export class PagePacker {
       bytes: this.#bytes,
       packets: this.#sequence,
       digest: hashes?.digest(),
+      xbzrle: this.#deltas?.takeCounts(),
     };
   }
 
@@ -145,6 +155,7 @@ export class PagePacker {
       this.#zero = extend(this.#zeroRuns, this.#zero, first, pages);
       this.#zeroPages += pages;
       if (hashes !== undefined) for (let page = first; page < first + pages; page++) hashes.forget(page);
+      if (this.#deltas !== undefined) for (let page = first; page < first + pages; page++) this.#deltas.forget(page);
     } else {
       this.#data = extend(this.#dataRuns, this.#data, first, pages);
       this.#dataPages += pages;
@@ -156,8 +167,12 @@ export class PagePacker {
     const table = Buffer.from(this.#dataRuns.buffer, 0, this.#data * 4);
     this.#head.set(table, HEADER_BYTES);
     this.#head.set(Buffer.from(this.#zeroRuns.buffer, 0, this.#zero * 4), HEADER_BYTES + table.byteLength);
-    const blocks = this.#source.compression === "lz4" && this.#dataPages > 0 ? await this.#compress() : undefined;
-    await this.#send(PacketKind.Pages, blocks, 0);
+    if (this.#dataPages === 0) await this.#send(PacketKind.Pages, 0);
+    else if (this.#deltas !== undefined) {
+      const payload = this.#deltas.encode(this.#dataRuns, this.#data, this.#renew);
+      await this.#send(PacketKind.Pages, 0, PageEncoding.Xbzrle, payload);
+    } else if (this.#source.compression === "lz4") await this.#send(PacketKind.Pages, 0, PageEncoding.Lz4, await this.#compress());
+    else await this.#send(PacketKind.Pages, 0);
     this.#handedTo = this.#packedTo;
     this.#normalPages += this.#dataPages;
     const { sentPages } = this.#source;
@@ -165,11 +180,12 @@ export class PagePacker {
     this.#data = this.#zero = this.#dataPages = 0;
   }
 
-  async #send(kind: PacketKind, blocks: Buffer | undefined, lanes: number): Promise<void> {
-    const payloadBytes = blocks?.byteLength ?? this.#dataPages * PAGE_BYTES;
+  /** @param payload of the packet's data runs; without it they are sent as they are. */
+  async #send(kind: PacketKind, lanes: number, encoding: PageEncoding = PageEncoding.Raw, payload?: Buffer): Promise<void> {
+    const payloadBytes = payload?.byteLength ?? this.#dataPages * PAGE_BYTES;
     const headBytes = encodeHeader(this.#head, {
       kind,
-      encoding: blocks === undefined ? PageEncoding.Raw : PageEncoding.Lz4,
+      encoding,
       round: this.#round,
       sequence: this.#sequence++,
       dataRuns: this.#data / 2,
@@ -179,8 +195,8 @@ export class PagePacker {
     });
     const head = this.#head.subarray(0, headBytes);
     this.#bytes += headBytes + payloadBytes;
-    const hasPages = blocks === undefined && this.#data > 0;
-    const slow = hasPages ? this.#pump.sendPages(head, this.#data / 2, this.#renew) : this.#pump.sendBytes(head, blocks);
+    const hasPages = payload === undefined && this.#data > 0;
+    const slow = hasPages ? this.#pump.sendPages(head, this.#data / 2, this.#renew) : this.#pump.sendBytes(head, payload);
     if (slow !== undefined) await slow;
   }
 

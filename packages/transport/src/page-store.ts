@@ -3,6 +3,7 @@ import type { GuestMemory, PageHashes } from "@precopy/guest";
 import type { Pieces } from "@precopy/linux";
 import {
   BLOCK_PAGES,
+  DeltaReader,
   HEADER_BYTES,
   MigrationError,
   PACKET_PAGES_MAX,
@@ -35,7 +36,7 @@ export interface StoreTarget {
 }
 
 /**
- * Checked packets into guest memory: raw pages land in place, blocks are decoded in private memory first, zero runs are written only
+ * Checked packets into guest memory: raw pages land in place, blocks are decoded in private memory first, deltas change pages where they are, zero runs are written only
  * over pages that held something. One packet at a time: begin, payload, end. It may be cut anywhere between: what it named comes again.
  */
 export class PageStore implements PacketSink {
@@ -120,6 +121,7 @@ export class PageStore implements PacketSink {
 
   payload(bytes: Buffer): void {
     if (this.#header?.encoding === PageEncoding.Lz4) this.#storeBlocks(bytes);
+    else if (this.#header?.encoding === PageEncoding.Xbzrle) this.#storeDeltas(bytes);
     else this.#storeRaw(bytes);
   }
 
@@ -155,6 +157,18 @@ export class PageStore implements PacketSink {
       this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
       if (lz4.leavesGarbage) dropped(pages.byteLength);
     }
+  }
+
+  /** What this channel stored last of each page is what its sender took the difference to. */
+  #storeDeltas(payload: Buffer): void {
+    const { memory, hashes } = this.#target;
+    const deltas = new DeltaReader(payload);
+    for (let run = 0; run < (this.#header?.dataRuns ?? 0); run++)
+      for (let page = this.#first(run), end = page + this.#pages(run); page < end; page++) {
+        deltas.apply(memory.view(page, 1));
+        hashes?.renew(page, 1);
+      }
+    deltas.end();
   }
 
   /** The payload is in place: zero runs and the mark how far each lane is stored follow. */
