@@ -21,8 +21,8 @@ export interface LinkGuest {
   readonly memory: number;
   /** At boot, from the start. */
   readonly filled: number;
-  readonly fillKind: "random" | "text";
-  /** The writer; a guest of dirty rate 0 is idle. */
+  readonly fillKind: "random" | "text" | "sparse";
+  /** The writer, by its name or as NAME=FILE; a guest of dirty rate 0 is idle. */
   readonly workload: string;
   /** Pages a second. */
   readonly dirtyRate: number;
@@ -44,6 +44,8 @@ export interface MovePlan {
 export interface Moves {
   /** From the first command until the last guest ran at its target, or the last migration had failed, ms. */
   readonly elapsedMs: number;
+  /** The first command, by performance.now(). */
+  readonly beganAt: number;
   /** One a guest. */
   readonly runs: readonly SweepRun[];
 }
@@ -90,7 +92,7 @@ export async function moveGuests(link: LabLink, { guest, count, order, parameter
     const guests = await Promise.all(
       Array.from({ length: count }, async (_, at) => {
         const [target, source] = [
-          agent("b", "target", `b${at}`),
+          agent("b", "target", `b${at}`, ...(guest.workload.includes("=") ? ["--workload", guest.workload] : [])),
           agent("a", "source", `a${at}`, "--guest", `g${at}`, ...guestArguments(guest)),
         ];
         const { listen } = await target.expect("listening");
@@ -108,7 +110,7 @@ export async function moveGuests(link: LabLink, { guest, count, order, parameter
       if (order === "in turn") await move.over;
     }
     const overAt = await Promise.all(moves.map(({ over }) => over));
-    return { elapsedMs: Math.max(...overAt) - beganAt, runs: await Promise.all(moves.map(({ run }) => run)) };
+    return { beganAt, elapsedMs: Math.max(...overAt) - beganAt, runs: await Promise.all(moves.map(({ run }) => run)) };
   } finally {
     await Promise.all(children.map((child) => child.end()));
     process.off("exit", removeFolder);
@@ -196,7 +198,7 @@ export interface MoveFigures {
  * @throws {Error} if it failed for any other reason, or the image is not to be trusted
  */
 export function figuresOf({ report, error }: SweepRun): MoveFigures | undefined {
-  if (error?.code === "ERR_NOT_CONVERGING" || error?.code === "ERR_CANCELLED") return undefined;
+  if (error?.code === "ERR_NOT_CONVERGING" || error?.code === "ERR_TIMEOUT" || error?.code === "ERR_CANCELLED") return undefined;
   if (error !== null) throw new MigrationError(error.code, error.message);
   if (report === null || report["digest-equal"] === false)
     throw new Error(`A migration that proves nothing: ${report?.verdict ?? "no report"}`);

@@ -1,6 +1,8 @@
 import type { Bench } from "../define-bench.js";
 import { agentMemoryEntries } from "./agent-memory.js";
 import { throughputEntries } from "./channel-throughput.js";
+import { compressionEntries } from "./compression.js";
+import { convergenceEntries } from "./convergence.js";
 import { curveEntries } from "./curves.js";
 import { demoEntries } from "./demo-migrations.js";
 import { dirtyLogEntries } from "./dirty-log.js";
@@ -23,6 +25,8 @@ export const entries: readonly Bench[] = [
   ...curveEntries,
   ...foundingNfvEntries,
   ...foundingOptionsEntries,
+  ...convergenceEntries,
+  ...compressionEntries,
   ...demoEntries,
   ...pauseEntries,
   ...dirtyLogEntries,

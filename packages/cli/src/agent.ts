@@ -356,7 +356,7 @@ export class Agent {
         .map((id) => this.ownership(id))
         .filter(({ guest: id, standing }) => id !== this.guestId && standing === "in-doubt"),
       "query-migrate": this.#source.query(),
-      verdict: this.#source.report?.verdict ?? null,
+      verdict: this.#source.verdict ?? null,
     };
   }
 

@@ -2,7 +2,15 @@ import { linkSync, lstatSync, mkdirSync, renameSync, rmSync, statSync } from "no
 import { connect, createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname, join } from "node:path";
-import { MigrationError, OBSERVER_BACKLOG_BYTES_MAX, THROTTLES, TIMEOUT_ACTIONS, fillParameters, isErrorCode } from "@precopy/protocol";
+import {
+  COMPRESSIONS,
+  MigrationError,
+  OBSERVER_BACKLOG_BYTES_MAX,
+  THROTTLES,
+  TIMEOUT_ACTIONS,
+  fillParameters,
+  isErrorCode,
+} from "@precopy/protocol";
 import type { LiveParameters, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
 import { z } from "zod";
 import type { AgentStatus } from "./render.js";
@@ -40,7 +48,7 @@ const parameters = z.strictObject({
   ...live,
   mode: z.enum(["precopy", "stop-and-copy"]).exactOptional(),
   multifdChannels: z.number().exactOptional(),
-  multifdCompression: z.enum(["none", "lz4"]).exactOptional(),
+  multifdCompression: z.enum(COMPRESSIONS).exactOptional(),
   isXbzrleOn: z.boolean().exactOptional(),
   xbzrleCacheBytes: z.number().exactOptional(),
   isDigestOn: z.boolean().exactOptional(),

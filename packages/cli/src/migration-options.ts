@@ -2,6 +2,7 @@ import { Option } from "@commander-js/extra-typings";
 import type { Command, OptionValues } from "@commander-js/extra-typings";
 import {
   CHANNELS_MAX,
+  COMPRESSIONS,
   DEFAULT_PARAMETERS,
   THROTTLES,
   TIMEOUT_ACTIONS,
@@ -14,7 +15,6 @@ import type { LiveParameters, MigrationParameters } from "@precopy/protocol";
 import { MILLISECONDS_MAX, option, parseChoice, parseTime, parseWhole, refuse } from "./option-parsers.js";
 
 export const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
-export const COMPRESSIONS = ["none", "lz4"] as const satisfies readonly MigrationParameters["multifdCompression"][];
 const ON_OFF = ["on", "off"] as const;
 
 type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
@@ -104,7 +104,7 @@ const withTransfer = <A extends unknown[], O extends OptionValues, G extends Opt
     .addOption(
       option(
         "--multifd-compression <KIND>",
-        `${COMPRESSIONS.join(" or ")} (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
+        `${COMPRESSIONS.join(", ")} (whichever is faster, packet by packet) (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
         parseChoice(COMPRESSIONS),
       ),
     )

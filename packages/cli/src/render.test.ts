@@ -100,6 +100,7 @@ const round: RoundProgress = {
   remainingPages: 1000,
   throttlePercent: 0,
   xbzrle: undefined,
+  verdict: undefined,
   decision: "next round: expected downtime 431 ms is above the limit of 300 ms",
 };
 /** As large as figures get: 16 TiB in one round over 999 Gbit/s. */

@@ -3,7 +3,7 @@ import type { Writable } from "node:stream";
 import { styleText } from "node:util";
 import { median } from "@precopy/lab";
 import { formatBandwidth, formatBytes } from "@precopy/protocol";
-import type { DowntimeBreakdown, MigrationReport, Ownership, ProgressEvent, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import type { DowntimeBreakdown, MigrationReport, Ownership, ProgressEvent, QueryMigrate, RoundProgress, Verdict } from "@precopy/protocol";
 import type { Resolution, WhoOwnsAnswer } from "./command-socket.js";
 import { oneLine } from "./exit-code.js";
 import { verdictOf } from "./ownership-verdict.js";
@@ -29,7 +29,7 @@ export interface AgentStatus {
   /** Guests that are not here, and whose hand-over from here nobody has answered. */
   readonly unresolved: readonly Ownership[];
   readonly "query-migrate": QueryMigrate;
-  /** Of the last migration; null if there was none. */
+  /** Of the migration in progress, else of the last one; null if there was none. */
   readonly verdict: string | null;
 }
 
@@ -144,6 +144,7 @@ export class Renderer {
   readonly #stream: Stream;
   readonly #isColoured: boolean;
   #hasHeader = false;
+  #isWarned = false;
   #phaseLine = "";
 
   /** @param isColoured see `mayColour`; only a terminal is ever coloured. */
@@ -166,7 +167,7 @@ export class Renderer {
   #showText(event: ProgressEvent): void {
     switch (event.type) {
       case "started":
-        this.#hasHeader = false;
+        this.#hasHeader = this.#isWarned = false;
         return this.#line(
           `${event.guest} -> ${event.to}: ${event.parameters.mode}, ${event.dirtyLog} dirty log, ${event.pump} pump, epoch ${event.epoch}`,
           "bold",
@@ -176,7 +177,8 @@ export class Renderer {
       case "round":
         if (!this.#hasHeader) this.#line(ROUND_HEADER, "dim");
         this.#hasHeader = true;
-        return this.#line(roundLine(event));
+        this.#line(roundLine(event));
+        return this.#showVerdict(event.verdict);
       case "set":
         return this.#line(`parameters changed at ${time(event.atMs)}`, "dim");
       case "link":
@@ -189,6 +191,13 @@ export class Renderer {
       case "done":
         return this.close();
     }
+  }
+
+  /** Once when it does not converge as things are, and again only if it did meanwhile. */
+  #showVerdict(verdict: Verdict | undefined): void {
+    const isNew = verdict?.converges === false && !this.#isWarned;
+    if (verdict !== undefined) this.#isWarned = !verdict.converges;
+    if (isNew) for (const line of paragraph("", verdict.text)) this.#line(line.trimStart(), "yellow");
   }
 
   #showPhase(text: string): void {

@@ -38,7 +38,7 @@ export interface WireOptions {
   /** For both ends; whoever made them ends them. */
   readonly threads: ChannelThreads;
   readonly channels: number;
-  readonly compression?: "none" | "lz4";
+  readonly compression?: "none" | "lz4" | "auto";
   /** Of each channel; default 0, no XBZRLE. */
   readonly xbzrleCacheBytes?: number;
   /** Default on. */

@@ -187,6 +187,7 @@ async function settledDescriptors(): Promise<number> {
 const ENCODINGS = [
   { name: "none", compression: "none" },
   { name: "lz4", compression: "lz4" },
+  { name: "auto", compression: "auto" },
   { name: "xbzrle", compression: "none", xbzrleCacheBytes: 512 * PAGE_BYTES },
   { name: "lz4 and then xbzrle", compression: "lz4", xbzrleCacheBytes: 64 * PAGE_BYTES },
 ] as const;

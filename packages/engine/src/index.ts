@@ -8,5 +8,6 @@ export * from "./round-stats.js";
 export * from "./switchover.js";
 export * from "./throttle.js";
 export * from "./throttling.js";
+export * from "./verdict.js";
 export * from "./simulator.js";
 export * from "./source-handover.js";

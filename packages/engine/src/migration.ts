@@ -150,6 +150,7 @@ export class Migration {
         throttlePercent: 0,
         xbzrle: last.xbzrle,
         decision: "last round: guest paused",
+        verdict: undefined,
       });
       // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.
       if (this.#isBroken) await this.#unlessBroken(this.#broken);

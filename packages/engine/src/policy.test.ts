@@ -106,7 +106,7 @@ describe("over downtime-limit", () => {
     const gbit = (bytesPerSecond: number): string => `${((bytesPerSecond * 8) / 1e9).toFixed(2)} Gbit/s`;
     assert.equal(
       reason,
-      `dirtying ${gbit(250_000 * PAGE_BYTES)}, sending ${gbit(125_000 * PAGE_BYTES)}: the best reachable pause is about 2900 ms, downtime-limit is 300 ms`,
+      `dirtying ${gbit(250_000 * PAGE_BYTES)}, sending ${gbit(125_000 * PAGE_BYTES)}: the best reachable pause is about 2900 ms, downtime-limit is 300 ms; what would help: --throttle sdps, --downtime-limit 2900, a faster link`,
     );
   });
 

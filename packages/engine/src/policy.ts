@@ -1,5 +1,5 @@
-import { PAGE_BYTES, formatBandwidth } from "@precopy/protocol";
 import type { MigrationParameters } from "@precopy/protocol";
+import { verdict } from "./verdict.js";
 
 /** What the policy knows when a round has been acknowledged and the next dirty pages are collected. Times in ms. */
 export interface RoundOutlook {
@@ -77,7 +77,7 @@ export function decide(history: readonly RoundOutlook[], parameters: PolicyParam
   // Once it was within the limit, and another round was to make it better: what it was then it can be again.
   const wasWithin = history.some(({ expectedDowntimeMs }) => expectedDowntimeMs <= downtimeLimitMs);
   const isHopeless = isStalled(history, STALLED_ROUNDS) && !wasWithin && !mayThrottleMore(history, parameters);
-  if (history.length >= ROUNDS_MAX || isHopeless) return { action: "give up", reason: verdict(history, parameters) };
+  if (history.length >= ROUNDS_MAX || isHopeless) return { action: "give up", reason: verdict(history, parameters).text };
   const throttlePercent = parameters.throttle === "auto-converge" ? nextStep(history, parameters) : undefined;
   const reason = `expected ${expected.toFixed(0)} ms is over the limit`;
   if (throttlePercent === undefined) return { action: "next round", reason };
@@ -116,14 +116,4 @@ function nextStep(
   if (last.length < OUTRUN_ROUNDS || !last.every((round) => isOutrun(round) && round.throttleStepPercent === step)) return undefined;
   const next = Math.min(step === 0 ? cpuThrottleInitialPercent : step + cpuThrottleIncrementPercent, maxCpuThrottlePercent);
   return next === step ? undefined : next;
-}
-
-/** In words, with the numbers a person needs to choose a remedy. */
-function verdict(history: readonly RoundOutlook[], { downtimeLimitMs }: PolicyParameters): string {
-  const best = Math.min(...history.map(({ expectedDowntimeMs }) => expectedDowntimeMs));
-  const now = history.at(-1);
-  const speed = (pagesPerSecond = Infinity): string =>
-    Number.isFinite(pagesPerSecond) ? formatBandwidth(pagesPerSecond * PAGE_BYTES) : "?";
-  const [dirtying, sending] = [speed(now?.dirtyPagesPerSecond), speed(now?.sendPagesPerSecond)];
-  return `dirtying ${dirtying}, sending ${sending}: the best reachable pause is about ${best.toFixed(0)} ms, downtime-limit is ${downtimeLimitMs} ms`;
 }

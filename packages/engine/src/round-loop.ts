@@ -8,6 +8,7 @@ import type { Decision, RoundOutlook } from "./policy.js";
 import type { Clock, DirtyPort, GuestPort, LinkPort } from "./ports.js";
 import { RoundStats } from "./round-stats.js";
 import type { Throttling } from "./throttling.js";
+import { verdict } from "./verdict.js";
 
 export interface RoundLoopPorts {
   readonly dirty: DirtyPort;
@@ -113,6 +114,7 @@ async function sendRounds(
       throttlePercent,
       xbzrle: transfer.xbzrle,
       decision: describe(decision),
+      verdict: verdict(history, parameters()),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
     if (decision.action === "switch over") return { remaining: bitmap, rounds: round, expectedDowntimeMs: expected };

@@ -33,6 +33,15 @@ describe("simulate", () => {
     assert.ok(Math.abs((third?.dirtyPages ?? 0) / (second?.dirtyPages ?? 1) - 0.25) < 0.03);
   });
 
+  it("one that writes page after page leaves exactly its share of every round, so at nine tenths of the link the migration takes ten times as long", async () => {
+    const [vcpu] = writer(0.9).vcpus;
+    const guest = { ...writer(0), vcpus: [{ ...vcpu!, pattern: "sequential" as const }] };
+    const [busy, idle] = [await simulate(guest, GBIT), await simulate(writer(0), GBIT)];
+    assert.equal(busy.failure, undefined);
+    assert.ok(Math.abs((busy.rounds[3]?.dirtyPages ?? 0) / (busy.rounds[2]?.dirtyPages ?? 1) - 0.9) < 0.01);
+    assert.ok(busy.totalMs > 8.5 * idle.totalMs && busy.totalMs < 10 * idle.totalMs, `${busy.totalMs} and ${idle.totalMs} ms`);
+  });
+
   it("a guest that outruns the link does not converge if nothing may be withheld, and says what it dirties", async () => {
     const { failure } = await simulate(writer(4), GBIT);
     assert.equal(failure?.code, "ERR_NOT_CONVERGING");

@@ -7,8 +7,10 @@ import { preCopy } from "./round-loop.js";
 import type { RoundLoopPorts } from "./round-loop.js";
 import { Throttling } from "./throttling.js";
 
-/** A vCPU that writes pages of a working set of its own, each write to one drawn at random. */
+/** A vCPU that writes pages of a working set of its own. */
 export interface ModelVcpu {
+  /** random (default): each write goes to a page drawn at random, so a page may be written many times. sequential: to one page after another, in order. */
+  readonly pattern?: "random" | "sequential";
   /** Writes a second, if nothing is withheld. */
   readonly pagesPerSecond: number;
   readonly workingSetPages: number;
@@ -128,12 +130,13 @@ class RunningModel {
   run(ms: number): void {
     if (this.#isPaused) return;
     this.ranMs += ms;
-    this.#guest.vcpus.forEach(({ pagesPerSecond, workingSetPages }, at) => {
+    this.#guest.vcpus.forEach(({ pattern = "random", pagesPerSecond, workingSetPages }, at) => {
       const share = this.#shares[at] ?? 0;
       this.#withheldMs[at]! += share * ms;
       const clean = workingSetPages - this.#dirty[at]!;
-      // So many writes to pages drawn at random leave this part of the clean ones clean.
-      const written = clean * (1 - Math.exp((-pagesPerSecond * (1 - share) * ms) / 1000 / workingSetPages));
+      const writes = (pagesPerSecond * (1 - share) * ms) / 1000;
+      // So many writes to pages drawn at random leave that part of the clean ones clean.
+      const written = pattern === "sequential" ? Math.min(writes, clean) : clean * (1 - Math.exp(-writes / workingSetPages));
       this.#dirty[at]! += written;
       this.#dirtied[at]! += written;
     });

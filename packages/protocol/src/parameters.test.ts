@@ -21,6 +21,7 @@ describe("fillParameters", () => {
       { multifdChannels: 1 },
       { multifdChannels: CHANNELS_MAX },
       { multifdCompression: "lz4" },
+      { multifdCompression: "auto" },
       { isXbzrleOn: true },
       { xbzrleCacheBytes: CHANNELS_MAX * 4096 },
       { xbzrleCacheBytes: 2 ** 31 },

@@ -2,6 +2,7 @@ import { MigrationError } from "./errors.js";
 import { CHANNELS_MAX, PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX } from "./limits.js";
 
 export const THROTTLES = ["none", "auto-converge", "sdps", "dirty-limit"] as const;
+export const COMPRESSIONS = ["none", "lz4", "auto"] as const;
 export const TIMEOUT_ACTIONS = ["cancel", "force"] as const;
 
 /** Withholding guest run time, so that a guest that outruns the link can be moved all the same. */
@@ -55,8 +56,8 @@ export interface MigrationParameters extends ThrottleParameters, TimeoutParamete
   readonly maxBandwidthBytesPerSecond: number;
   /** Page channels. Default 2 as in QEMU; 1 to 16. */
   readonly multifdChannels: number;
-  /** Default none. */
-  readonly multifdCompression: "none" | "lz4";
+  /** Default none. auto: whichever of both gets pages to the target sooner, packet by packet. */
+  readonly multifdCompression: (typeof COMPRESSIONS)[number];
   /** After the first round pages are sent as what changed since they were sent last. Default off. */
   readonly isXbzrleOn: boolean;
   /** What is kept of pages sent, over all channels. Default 64 MiB as in QEMU; 64 KiB to 2 GiB. */
@@ -111,7 +112,7 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
   if (!isWhole(all.maxBandwidthBytesPerSecond, 0, Number.MAX_SAFE_INTEGER))
     refuse("max-bandwidth", all.maxBandwidthBytesPerSecond, "0 or more B/s");
   if (!isWhole(all.multifdChannels, 1, CHANNELS_MAX)) refuse("multifd-channels", all.multifdChannels, `1 to ${CHANNELS_MAX}`);
-  if (!["none", "lz4"].includes(all.multifdCompression)) refuse("multifd-compression", all.multifdCompression, "none or lz4");
+  if (!COMPRESSIONS.includes(all.multifdCompression)) refuse("multifd-compression", all.multifdCompression, COMPRESSIONS.join(", "));
   if (!isWhole(all.xbzrleCacheBytes, CHANNELS_MAX * PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX))
     refuse("xbzrle-cache-size", all.xbzrleCacheBytes, `${CHANNELS_MAX * PAGE_BYTES} to ${XBZRLE_CACHE_BYTES_MAX} B`);
   if (!["precopy", "stop-and-copy"].includes(all.mode)) refuse("mode", all.mode, "precopy or stop-and-copy");

@@ -2,6 +2,13 @@ import type { ErrorCode } from "./errors.js";
 import type { MigrationParameters } from "./parameters.js";
 import type { SourcePhase } from "./source-state.js";
 
+/** How a migration stands, for a person. */
+export interface Verdict {
+  /** False if it would never end as things are. */
+  readonly converges: boolean;
+  readonly text: string;
+}
+
 /** What XBZRLE did in a round, or in all of them. */
 export interface XbzrleCounts {
   /** Sent as a delta. */
@@ -47,6 +54,8 @@ export interface RoundProgress {
   readonly throttlePercent: number;
   /** What the policy decided after this round, and why. */
   readonly decision: string;
+  /** Undefined of the last round, in which the guest is paused. */
+  readonly verdict: Verdict | undefined;
 }
 
 /** Parts of the pause in ms, in order; they add up to the source's downtime. */

@@ -296,7 +296,7 @@ export class OutgoingMigration {
     const { guest, parameters } = this;
     const { arbiter, address, release } = this.#options;
     const here = address?.();
-    const wanted = { lz4: parameters.multifdCompression === "lz4", xbzrle: parameters.isXbzrleOn, digest: parameters.isDigestOn };
+    const wanted = { lz4: parameters.multifdCompression !== "none", xbzrle: parameters.isXbzrleOn, digest: parameters.isDigestOn };
     const capabilities = Object.entries(wanted).flatMap(([name, isWanted]) => (isWanted ? [name] : []));
     const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
     control.send({

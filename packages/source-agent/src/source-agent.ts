@@ -227,6 +227,12 @@ export class SourceAgent {
     return this.#report;
   }
 
+  /** Of the migration in progress how it stands, of the last one how it ended; undefined if there was none. */
+  get verdict(): string | undefined {
+    if (this.#running === undefined || this.#current === undefined) return this.#report?.verdict;
+    return this.#current.rounds.findLast(({ verdict }) => verdict !== undefined)?.verdict?.text;
+  }
+
   /** QEMU's `query-migrate`: of the migration in progress, else of the last one. */
   query(): QueryMigrate {
     if (this.#running !== undefined && this.#current !== undefined) return queryMigrate(this.#current, undefined, undefined);

@@ -3,7 +3,7 @@ import { systemLz4 } from "@precopy/linux";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
 import type { HashTable, SharedMemory, ZeroCheck } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
-import type { ErrorCode, PacketHeader } from "@precopy/protocol";
+import type { ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
 import { lz4Napi } from "@precopy/protocol/page-codec";
 import type { Lz4 } from "@precopy/protocol/page-codec";
 import { LaneTable } from "./lane-table.js";
@@ -35,7 +35,7 @@ export interface ChannelSetup {
 export type ToChannel =
   | ({
       readonly type: "send";
-      readonly compression: "none" | "lz4";
+      readonly compression: MigrationParameters["multifdCompression"];
       /** See PackerSource. */
       readonly xbzrleCacheBytes?: number;
       /** Default auto; a name is the direct pump's to set. */

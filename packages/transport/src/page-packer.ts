@@ -15,7 +15,9 @@ import {
 } from "@precopy/protocol";
 import { encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
 import type { Lz4 } from "@precopy/protocol/page-codec";
-import type { XbzrleCounts } from "@precopy/protocol";
+import type { MigrationParameters, XbzrleCounts } from "@precopy/protocol";
+import { CompressionChoice } from "./compression-choice.js";
+import type { PackSample } from "./compression-choice.js";
 import { DeltaEncoder } from "./delta-encoder.js";
 import { bitsOfLanes } from "./lane-table.js";
 import { BLOCK_BYTES } from "./page-store.js";
@@ -59,7 +61,7 @@ export interface PackerSource {
   readonly hashes: PageHashes | undefined;
   /** How many there are; each round names those it sends. */
   readonly lanes: number;
-  readonly compression: "none" | "lz4";
+  readonly compression: MigrationParameters["multifdCompression"];
   /** Of this channel; after the first round pages are sent as what changed since. 0, the default, for none. */
   readonly xbzrleCacheBytes?: number;
   /** Asked for when blocks are made, not before: a channel without them opens no library. Default lz4-napi. */
@@ -81,6 +83,8 @@ export class PagePacker {
   readonly #zeroRuns = new Uint32Array(2 * PACKET_ZERO_RUNS_MAX);
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #block: Buffer | undefined; // raw, being filled
+  /** Of `auto`. */
+  readonly #choice = new CompressionChoice();
   /** From the second round on: in the first nothing was sent before. */
   #deltas: DeltaEncoder | undefined;
   readonly #renew: VisitPages | undefined;
@@ -171,13 +175,35 @@ export class PagePacker {
     else if (this.#deltas !== undefined) {
       const payload = this.#deltas.encode(this.#dataRuns, this.#data, this.#renew);
       await this.#send(PacketKind.Pages, 0, PageEncoding.Xbzrle, payload);
-    } else if (this.#source.compression === "lz4") await this.#send(PacketKind.Pages, 0, PageEncoding.Lz4, await this.#compress());
+    } else if (this.#source.compression === "auto") await this.#sendChosen();
+    else if (this.#source.compression === "lz4") await this.#send(PacketKind.Pages, 0, PageEncoding.Lz4, await this.#compress());
     else await this.#send(PacketKind.Pages, 0);
     this.#handedTo = this.#packedTo;
     this.#normalPages += this.#dataPages;
     const { sentPages } = this.#source;
     if (sentPages !== undefined) sentPages[0]! += this.#dataPages;
     this.#data = this.#zero = this.#dataPages = 0;
+  }
+
+  /** As they are or compressed, whichever the link takes sooner. */
+  async #sendChosen(): Promise<void> {
+    const isCompressed = this.#choice.mayCompress(() => this.#sample());
+    const [started, before] = [performance.now(), this.#bytes];
+    if (isCompressed) await this.#send(PacketKind.Pages, 0, PageEncoding.Lz4, await this.#compress());
+    else await this.#send(PacketKind.Pages, 0);
+    this.#choice.sent(isCompressed, this.#dataPages, this.#bytes - before, performance.now() - started);
+  }
+
+  /** A block from the middle of the packet, which nobody sends. */
+  #sample(): PackSample {
+    const run = 2 * Math.floor(this.#data / 4);
+    const [first, pages] = [this.#dataRuns[run]!, Math.min(this.#dataRuns[run + 1]!, BLOCK_PAGES)];
+    const started = performance.now();
+    const block = (this.#block ??= Buffer.allocUnsafeSlow(BLOCK_BYTES));
+    block.set(this.#source.memory.view(first, pages));
+    const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
+    const bytes = encodeBlock(block.subarray(0, pages * PAGE_BYTES), payload, 0, this.#source.lz4?.() ?? lz4Napi);
+    return { pages, bytes, ms: performance.now() - started };
   }
 
   /** @param payload of the packet's data runs; without it they are sent as they are. */

@@ -1,0 +1,61 @@
+import type { MigrationParameters } from "@precopy/protocol";
+import type { Bench, BenchRun, Figure, Measurement } from "../define-bench.js";
+import { figuresOf, moveGuest, withLinks } from "../link-moves.js";
+import type { LinkGuest, MadeLink } from "../link-moves.js";
+import { spreadOf } from "../spread.js";
+
+const MIB = 2 ** 20;
+const LIMIT_MS = 240_000;
+/** Bits a second; undefined is as fast as the kernel copies. */
+const RATES: readonly (number | undefined)[] = [1e8, 1e9, 1e10, undefined];
+/** random: nothing becomes smaller. text: a third of it, as much of a heap. sparse: a sixteenth of each page is data. */
+const CONTENTS = ["random", "text", "sparse"] as const;
+const COMPRESSIONS = ["none", "lz4", "auto"] as const satisfies readonly MigrationParameters["multifdCompression"][];
+/** On the slowest link it takes 21 s uncompressed. */
+const FILLED = 256 * MIB;
+const GUEST: Omit<LinkGuest, "fillKind"> = { memory: 512 * MIB, filled: FILLED, workload: "idle", dirtyRate: 0, workingSet: 0 };
+/** `auto` may be slower than `none` by noise only. */
+const AUTO_TARGET = 1.1;
+
+async function measure({ pairs, say }: BenchRun, links: readonly MadeLink[]): Promise<Measurement> {
+  const figures = new Map<string, Figure & { readonly values: number[] }>();
+  const add = (name: string, unit: Figure["unit"], value: number, target?: number): void => {
+    const figure = figures.get(name) ?? { name, unit, better: "lower", target, values: [] };
+    figure.values.push(value);
+    figures.set(name, figure);
+  };
+  const runs: unknown[] = [];
+  for (let pair = 0; pair < pairs; pair++)
+    for (const { link, name } of links)
+      for (const fillKind of CONTENTS) {
+        const took: number[] = [];
+        for (const multifdCompression of COMPRESSIONS) {
+          const run = figuresOf(await moveGuest(link, { ...GUEST, fillKind }, { multifdCompression }, LIMIT_MS));
+          if (run === undefined) throw new Error(`${name}, ${fillKind}, ${multifdCompression}: an idle guest did not converge`);
+          took.push(run.totalMs);
+          runs.push({ pair, link: name, fillKind, multifdCompression, ...run });
+          add(`${name}, ${fillKind}, ${multifdCompression}: total`, "ms", run.totalMs);
+          add(`${name}, ${fillKind}, ${multifdCompression}: bytes sent of those filled`, "share", run.sentBytes / FILLED);
+        }
+        const [none = NaN, lz4 = NaN, auto = NaN] = took;
+        add(`${name}, ${fillKind}: auto to none`, "ratio", auto / none, AUTO_TARGET);
+        add(`${name}, ${fillKind}: auto to the better`, "ratio", auto / Math.min(none, lz4));
+        say(`${name}, ${fillKind}: none ${none.toFixed(0)} ms, lz4 ${lz4.toFixed(0)}, auto ${auto.toFixed(0)}`);
+      }
+  for (const { name, values } of figures.values()) if (name.endsWith("auto to none")) say(`${name}: ${spreadOf(values).median.toFixed(2)}`);
+  return { figures: [...figures.values()], runs };
+}
+
+/** Whether `auto` chooses well: on links of all speeds, for contents of all kinds. */
+export const compressionEntries: readonly Bench[] = [
+  {
+    name: "compression",
+    suite: "full",
+    workload: { rates: RATES.map((rate) => rate ?? "unshaped"), contents: CONTENTS, compressions: COMPRESSIONS, guest: GUEST },
+    measure: (run) =>
+      withLinks(
+        RATES.map((rate) => ({ rate, mtu: 1500, congestionControl: undefined })),
+        (links) => measure(run, links),
+      ),
+  },
+];

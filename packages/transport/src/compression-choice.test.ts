@@ -1,0 +1,113 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { PAGE_BYTES } from "@precopy/protocol";
+import { CompressionChoice } from "./compression-choice.js";
+
+const PACKET_PAGES = 512;
+const BUFFER_BYTES = 4 * 2 ** 20;
+
+/** A channel: a link, a socket's buffer in front of it, and a compressor. Speeds in bytes a ms. */
+class Channel {
+  nowMs = 0;
+  samples = 0;
+  linkSpeed: number;
+  packSpeed: number;
+  ratio: number;
+  readonly #choice = new CompressionChoice();
+  #buffered = 0;
+  #drainedMs = 0;
+
+  constructor(linkSpeed: number, packSpeed: number, ratio: number) {
+    this.linkSpeed = linkSpeed;
+    this.packSpeed = packSpeed;
+    this.ratio = ratio;
+  }
+
+  /** Sends one packet. @returns whether it was compressed */
+  send(): boolean {
+    const raw = PACKET_PAGES * PAGE_BYTES;
+    const isCompressed = this.#choice.mayCompress(() => {
+      this.samples++;
+      this.nowMs += (16 * PAGE_BYTES) / this.packSpeed;
+      return { pages: 16, bytes: 16 * PAGE_BYTES * this.ratio, ms: (16 * PAGE_BYTES) / this.packSpeed };
+    });
+    const started = this.nowMs;
+    if (isCompressed) this.nowMs += raw / this.packSpeed;
+    const bytes = isCompressed ? raw * this.ratio : raw;
+    this.#drain();
+    this.#buffered += bytes;
+    if (this.#buffered > BUFFER_BYTES) this.nowMs += (this.#buffered - BUFFER_BYTES) / this.linkSpeed;
+    this.#drain();
+    this.nowMs += 0.1; // a system call and the copy into the socket
+    this.#choice.sent(isCompressed, PACKET_PAGES, bytes, this.nowMs - started);
+    return isCompressed;
+  }
+
+  #drain(): void {
+    this.#buffered = Math.max(0, this.#buffered - (this.nowMs - this.#drainedMs) * this.linkSpeed);
+    this.#drainedMs = this.nowMs;
+  }
+
+  /** @returns share of the packets that were compressed */
+  sendMany(packets: number): number {
+    let compressed = 0;
+    for (let packet = 0; packet < packets; packet++) if (this.send()) compressed++;
+    return compressed / packets;
+  }
+}
+const GBIT = 125_000;
+const LZ4 = 1_200_000;
+
+describe("CompressionChoice", () => {
+  it("compresses on a slow link what becomes smaller, after the few packets that tell how slow it is", () => {
+    const channel = new Channel(GBIT, LZ4, 0.4);
+    assert.ok(channel.sendMany(200) > 0.95);
+  });
+
+  it("does not compress what does not become smaller", () => {
+    assert.equal(new Channel(GBIT, LZ4, 1.01).sendMany(200), 0);
+    assert.equal(new Channel(GBIT, LZ4, 0.95).sendMany(200), 0);
+  });
+
+  it("does not compress on a link that is faster than the compressor, and hardly looks at contents there", () => {
+    const channel = new Channel(4_000_000, LZ4, 0.1);
+    assert.equal(channel.sendMany(320), 0);
+    assert.ok(channel.samples <= 320 / 16 + 1, `${channel.samples} samples`);
+  });
+
+  it("goes by what each packet holds", () => {
+    const channel = new Channel(GBIT, LZ4, 0.3);
+    channel.sendMany(50);
+    for (let packet = 0; packet < 40; packet++) {
+      channel.ratio = packet % 2 === 0 ? 1 : 0.3;
+      assert.equal(channel.send(), packet % 2 === 1, `packet ${packet}`);
+    }
+  });
+
+  it("stops when the link has become faster than the compressor, and begins again when it is slow again", () => {
+    const channel = new Channel(GBIT, LZ4, 0.4);
+    channel.sendMany(100);
+    channel.linkSpeed = 8_000_000;
+    channel.sendMany(150);
+    assert.ok(channel.sendMany(100) < 0.05, "on the fast link");
+    channel.linkSpeed = GBIT;
+    channel.sendMany(50);
+    assert.ok(channel.sendMany(100) > 0.9, "on the slow link again");
+  });
+
+  it("is never slower than sending everything as it is by more than a twentieth, nor than compressing everything where that is faster", () => {
+    for (const link of [GBIT / 10, GBIT, 4 * GBIT, 10 * GBIT, 30 * GBIT, 60 * GBIT])
+      for (const ratio of [0.05, 0.3, 0.6, 0.9, 1]) {
+        const channel = new Channel(link, LZ4, ratio);
+        channel.sendMany(1000);
+        const raw = PACKET_PAGES * PAGE_BYTES;
+        const none = Math.max(raw / link, 0.1);
+        const lz4 = Math.max(raw / LZ4 + 0.1, (raw * ratio) / link);
+        const best = 1000 * Math.min(none, lz4);
+        assert.ok(
+          channel.nowMs < 1.12 * best && channel.nowMs < 1.05 * 1000 * (none + 0.1),
+          `${link} B/ms, ratio ${ratio}: ${channel.nowMs} for ${best} ms`,
+        );
+      }
+  });
+});
