@@ -70,8 +70,8 @@ for (const { title, args } of [
       assert.ok(downtime(report) <= 300, `${downtime(report)} ms`);
     });
 
-    it("is moved when it is throttled in flight, by `precopy set`", async () => {
-      const migration = migrate(...LINK);
+    it("is moved when it is throttled in flight, by `precopy set`, with hot pages waiting and compression as it comes", async () => {
+      const migration = migrate(...LINK, "--hold-back", "on", "--multifd-compression", "auto");
       await migration.expect("round");
       await set("--throttle", "sdps");
       const report = await arrives(migration);

@@ -25,6 +25,7 @@ const TECHNIQUES: Readonly<Record<string, Partial<MigrationParameters>>> = {
   sdps: { throttle: "sdps" },
   xbzrle: { isXbzrleOn: true },
   "xbzrle, 256 MiB": { isXbzrleOn: true, xbzrleCacheBytes: FILLED },
+  "hold-back": { isHoldBackOn: true },
   lz4: { multifdCompression: "lz4" },
   auto: { multifdCompression: "auto" },
 };

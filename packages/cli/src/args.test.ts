@@ -110,7 +110,7 @@ describe("source", () => {
       "--pump portable --switch sw --log-level debug --workload-dir ./w --evacuate-to [::1] --arbiter ./a --fault-points --json " +
       "--memory 8GiB --dirty-rate 1.5M --working-set 1M " +
       "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
-      "--xbzrle on --xbzrle-cache-size 128M --throttle dirty-limit --throttle-trigger-threshold 60 --cpu-throttle-initial 30 --cpu-throttle-increment 5 --max-cpu-throttle 90 " +
+      "--hold-back on --xbzrle on --xbzrle-cache-size 128M --throttle dirty-limit --throttle-trigger-threshold 60 --cpu-throttle-initial 30 --cpu-throttle-increment 5 --max-cpu-throttle 90 " +
       "--vcpu-dirty-limit 10MB/s --timeout 90s --timeout-action force " +
       "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
@@ -148,6 +148,7 @@ describe("source", () => {
         multifdCompression: "lz4",
         isXbzrleOn: true,
         xbzrleCacheBytes: 2 ** 27,
+        isHoldBackOn: true,
         isDigestOn: true,
         isAuditOn: false,
         pump: "portable",

@@ -51,6 +51,7 @@ const parameters = z.strictObject({
   multifdCompression: z.enum(COMPRESSIONS).exactOptional(),
   isXbzrleOn: z.boolean().exactOptional(),
   xbzrleCacheBytes: z.number().exactOptional(),
+  isHoldBackOn: z.boolean().exactOptional(),
   isDigestOn: z.boolean().exactOptional(),
   isAuditOn: z.boolean().exactOptional(),
   pump: z.enum(["auto", "direct", "portable"]).exactOptional(),

@@ -133,6 +133,7 @@ function migrationArguments({ parameters }: DemoOptions): string[] {
     ...["--multifd-channels", String(parameters.multifdChannels)],
     ...["--multifd-compression", parameters.multifdCompression],
     ...["--xbzrle", parameters.isXbzrleOn ? "on" : "off"],
+    ...["--hold-back", parameters.isHoldBackOn ? "on" : "off"],
     ...["--xbzrle-cache-size", String(parameters.xbzrleCacheBytes)],
     ...["--throttle", parameters.throttle],
     ...["--throttle-trigger-threshold", String(parameters.throttleTriggerThresholdPercent)],

@@ -17,9 +17,6 @@ import { MILLISECONDS_MAX, option, parseChoice, parseTime, parseWhole, refuse } 
 export const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
 const ON_OFF = ["on", "off"] as const;
 
-type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
-type None = Record<never, never>;
-
 export const parseCongestionControl = (text: string): string => fillParameters({ congestionControl: text }).congestionControl;
 
 export const downtimeLimitOption = () =>
@@ -92,53 +89,64 @@ export function withLive<A extends unknown[], O extends OptionValues, G extends 
   return command;
 }
 
-const withTransfer = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
-  command
-    .addOption(
-      option(
-        "--multifd-channels <N>",
-        `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`,
-        parseWhole(1, CHANNELS_MAX),
-      ),
-    )
-    .addOption(
-      option(
-        "--multifd-compression <KIND>",
-        `${COMPRESSIONS.join(", ")} (whichever is faster, packet by packet) (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
-        parseChoice(COMPRESSIONS),
-      ),
-    )
-    .addOption(
-      option(
-        "--xbzrle <SWITCH>",
-        "after the first round send what changed of a page since it was sent last: on or off (default: off)",
-        parseChoice(ON_OFF),
-      ),
-    )
-    .addOption(
-      option(
-        "--xbzrle-cache-size <SIZE>",
-        "what is kept of pages sent, over all channels; 64KiB to 2GiB (default: 64MiB)",
-        (text) => fillParameters({ xbzrleCacheBytes: parseSize(text) }).xbzrleCacheBytes,
-      ),
-    )
-    .addOption(
-      option(
-        "--congestion-control <NAME>",
-        "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
-        parseCongestionControl,
-      ),
-    )
-    .addOption(
-      option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)),
-    )
-    .addOption(
-      option(
-        "--audit <SWITCH>",
-        "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)",
-        parseChoice(ON_OFF),
-      ),
-    );
+/** What `withTransfer` adds, as it is given. */
+interface GivenTransfer {
+  readonly multifdChannels?: number;
+  readonly multifdCompression?: MigrationParameters["multifdCompression"];
+  readonly xbzrle?: (typeof ON_OFF)[number];
+  readonly xbzrleCacheSize?: number;
+  readonly holdBack?: (typeof ON_OFF)[number];
+  readonly congestionControl?: string;
+  readonly digest?: (typeof ON_OFF)[number];
+  readonly audit?: (typeof ON_OFF)[number];
+}
+
+const transferOptions = (): readonly Option[] => [
+  option(
+    "--multifd-channels <N>",
+    `page channels; 1 to ${CHANNELS_MAX} (default: ${DEFAULT_PARAMETERS.multifdChannels})`,
+    parseWhole(1, CHANNELS_MAX),
+  ),
+  option(
+    "--multifd-compression <KIND>",
+    `${COMPRESSIONS.join(", ")} (whichever is faster, packet by packet) (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
+    parseChoice(COMPRESSIONS),
+  ),
+  option(
+    "--xbzrle <SWITCH>",
+    "after the first round send what changed of a page since it was sent last: on or off (default: off)",
+    parseChoice(ON_OFF),
+  ),
+  option(
+    "--xbzrle-cache-size <SIZE>",
+    "what is kept of pages sent, over all channels; 64KiB to 2GiB (default: 64MiB)",
+    (text) => fillParameters({ xbzrleCacheBytes: parseSize(text) }).xbzrleCacheBytes,
+  ),
+  option(
+    "--hold-back <SWITCH>",
+    "let pages that are dirtied again and again wait until little else is left: on or off (default: off)",
+    parseChoice(ON_OFF),
+  ),
+  option(
+    "--congestion-control <NAME>",
+    "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
+    parseCongestionControl,
+  ),
+  option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)),
+  option(
+    "--audit <SWITCH>",
+    "the source compares its frozen image with what it sent: on or off (default: as --digest, which it needs)",
+    parseChoice(ON_OFF),
+  ),
+];
+
+/** What is settled when a migration begins; its type is written by hand for the same reason. */
+function withTransfer<A extends unknown[], O extends OptionValues, G extends OptionValues>(
+  command: Command<A, O, G>,
+): Command<A, O & GivenTransfer, G> {
+  for (const one of transferOptions()) command.addOption(one);
+  return command;
+}
 
 /** What a migration is asked for with. */
 export const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
@@ -146,7 +154,7 @@ export const withMigration = <A extends unknown[], O extends OptionValues, G ext
 
 export const modeOption = () => option("--mode <MODE>", `${MODES.join(" or ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
 
-export type GivenMigration = OptionsOf<ReturnType<typeof withTransfer<[], None, None>>> &
+export type GivenMigration = GivenTransfer &
   GivenLive & {
     readonly mode?: MigrationParameters["mode"];
     readonly pump?: MigrationParameters["pump"];
@@ -177,6 +185,7 @@ export function parametersOf(given: GivenMigration): Partial<MigrationParameters
     ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),
     ...(given.xbzrle && { isXbzrleOn: given.xbzrle === "on" }),
     ...(given.xbzrleCacheSize !== undefined && { xbzrleCacheBytes: given.xbzrleCacheSize }),
+    ...(given.holdBack && { isHoldBackOn: given.holdBack === "on" }),
     ...(given.congestionControl && { congestionControl: given.congestionControl }),
     ...(given.digest && { isDigestOn: given.digest === "on" }),
     ...(audit && { isAuditOn: audit === "on" }),

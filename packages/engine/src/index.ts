@@ -1,5 +1,6 @@
 export * from "./dirty-demand.js";
 export * from "./estimate.js";
+export * from "./hold-back.js";
 export * from "./migration.js";
 export * from "./policy.js";
 export * from "./ports.js";

@@ -163,6 +163,25 @@ describe("preCopy", () => {
     assert.deepEqual(taken.slice(0, 5), [0, 0, 20, 20, 30]);
   });
 
+  it("with hold-back on lets pages wait that are dirtied round after round, sends them when little else is left, and forgets none", async () => {
+    const ports = new FakePorts();
+    ports.pageMs = 30; // 300 ms permit a handful
+    const hot = span(20);
+    ports.finds = [
+      span(400),
+      [...hot, ...span(100, 100)],
+      [...hot, ...span(40, 200)],
+      [...hot, ...span(4, 300)],
+      [...hot, 310],
+      hot.slice(0, 5),
+    ];
+    const { remaining } = await run(ports, () => ({ isHoldBackOn: true }));
+    const sent = ports.calls.filter((call) => call.startsWith("sendRound")).map((call) => JSON.parse(call.split(" ")[2]!) as number[]);
+    const rounds = [[...hot, ...span(100, 100)], span(40, 200), [...hot, ...span(4, 300)], [...hot, 310], hot.slice(0, 5)];
+    assert.deepEqual(sent.slice(1), rounds);
+    assert.equal(remaining.count(), 0);
+  });
+
   it("sends a round even if nothing is dirty: its acknowledgement measures the fixed part", async () => {
     const ports = new FakePorts();
     const { remaining, rounds } = await run(ports);

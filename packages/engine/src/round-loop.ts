@@ -5,6 +5,7 @@ import { expectedDowntimeMs } from "./estimate.js";
 import type { FixedParts } from "./estimate.js";
 import { decide } from "./policy.js";
 import type { Decision, RoundOutlook } from "./policy.js";
+import { HoldBack } from "./hold-back.js";
 import type { Clock, DirtyPort, GuestPort, LinkPort } from "./ports.js";
 import { RoundStats } from "./round-stats.js";
 import type { Throttling } from "./throttling.js";
@@ -69,6 +70,7 @@ async function sendRounds(
   let collectedAt = clock();
   let dirtyRate: number | undefined;
   let throttleStepPercent = 0;
+  const holdBack = parameters().isHoldBackOn ? new HoldBack(pages) : undefined;
   for (let round = 1; ; round++) {
     const dirtyPages = bitmap.count();
     const startMs = clock() - acceptedAtMs;
@@ -81,17 +83,20 @@ async function sendRounds(
     const roundCollectMs = collectMs;
     collectMs = await dirty.collect(bitmap);
     const now = clock();
-    const remainingPages = bitmap.count();
+    const dirtied = bitmap.count();
     const lastRate = dirtyRate;
-    dirtyRate = (remainingPages / Math.max(now - collectedAt, 0.001)) * 1000;
+    dirtyRate = (dirtied / Math.max(now - collectedAt, 0.001)) * 1000;
     collectedAt = now;
+    holdBack?.take(bitmap);
+    const heldPages = holdBack?.heldPages ?? 0;
+    const remainingPages = bitmap.count() + heldPages;
 
-    throttling.collected(remainingPages, 1000 / stats.pagesMs(1));
+    throttling.collected(dirtied, 1000 / stats.pagesMs(1));
     const throttlePercent = throttling.takePercent();
 
     const parts = { pauseMs: guest.probeMs(), collectMs, roundTripMs: link.roundTripMs(), resumeMs };
     const { normalPages: sentPages } = transfer;
-    history.push({ ...outlook(remainingPages, dirtyRate, stats, parts), sentPages, throttlePercent, throttleStepPercent });
+    history.push({ ...outlook(remainingPages, heldPages, dirtyRate, stats, parts), sentPages, throttlePercent, throttleStepPercent });
     const decision = decide(history, parameters(), isForced());
     if (decision.action === "next round" && decision.throttlePercent !== undefined) {
       throttleStepPercent = decision.throttlePercent;
@@ -117,6 +122,7 @@ async function sendRounds(
       verdict: verdict(history, parameters()),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
+    if (decision.action === "switch over") holdBack?.release(bitmap);
     if (decision.action === "switch over") return { remaining: bitmap, rounds: round, expectedDowntimeMs: expected };
   }
 }
@@ -125,9 +131,10 @@ const describe = ({ action, reason }: Decision): string => `${action}: ${reason}
 
 type Forecast = Omit<RoundOutlook, "sentPages" | "throttlePercent" | "throttleStepPercent">;
 
-function outlook(remainingPages: number, dirtyPagesPerSecond: number, stats: RoundStats, parts: FixedParts): Forecast {
-  const nextRoundMs = stats.pagesMs(remainingPages) + parts.collectMs + (stats.fixedMs ?? parts.roundTripMs);
-  const nextPages = Math.min((dirtyPagesPerSecond * nextRoundMs) / 1000, remainingPages);
+/** @param heldPages of the remaining, which the next round does not send. */
+function outlook(remainingPages: number, heldPages: number, dirtyPagesPerSecond: number, stats: RoundStats, parts: FixedParts): Forecast {
+  const nextRoundMs = stats.pagesMs(remainingPages - heldPages) + parts.collectMs + (stats.fixedMs ?? parts.roundTripMs);
+  const nextPages = Math.min(heldPages + (dirtyPagesPerSecond * nextRoundMs) / 1000, remainingPages);
   return {
     remainingPages,
     dirtyPagesPerSecond,

@@ -182,6 +182,8 @@ export async function simulate(
 ): Promise<Simulated> {
   checkModel(guest, link);
   const parameters = fillParameters(given);
+  if (parameters.isHoldBackOn)
+    throw new MigrationError("ERR_PARAMETER", "hold-back cannot be simulated: the model does not know which pages are hot");
   const model = new RunningModel(guest);
   const world = new World(model);
   const rounds: RoundProgress[] = [];

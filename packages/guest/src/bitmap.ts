@@ -54,6 +54,21 @@ export class Bitmap {
     this.words.fill(0);
   }
 
+  /** These become the other's pages. */
+  copy(other: Bitmap): void {
+    this.words.set(other.words);
+  }
+
+  /** Keeps only pages that the other has, too. */
+  intersect(other: Bitmap): void {
+    for (let at = 0; at < this.words.length; at++) this.words[at]! &= other.words[at] ?? 0;
+  }
+
+  /** Takes the other's pages out of these. */
+  remove(other: Bitmap): void {
+    for (let at = 0; at < this.words.length; at++) this.words[at]! &= ~(other.words[at] ?? 0);
+  }
+
   /** Adds the other's pages to these. */
   join(other: Bitmap): void {
     for (let at = 0; at < this.words.length; at++) this.words[at]! |= other.words[at] ?? 0;

@@ -23,6 +23,7 @@ describe("fillParameters", () => {
       { multifdCompression: "lz4" },
       { multifdCompression: "auto" },
       { isXbzrleOn: true },
+      { isHoldBackOn: true },
       { xbzrleCacheBytes: CHANNELS_MAX * 4096 },
       { xbzrleCacheBytes: 2 ** 31 },
       { mode: "stop-and-copy" },

@@ -62,6 +62,8 @@ export interface MigrationParameters extends ThrottleParameters, TimeoutParamete
   readonly isXbzrleOn: boolean;
   /** What is kept of pages sent, over all channels. Default 64 MiB as in QEMU; 64 KiB to 2 GiB. */
   readonly xbzrleCacheBytes: number;
+  /** Pages that are dirtied again and again wait until little else is left. Default off. */
+  readonly isHoldBackOn: boolean;
   /** Both sides hash every page and compare the image digest in the commit. Default on. */
   readonly isDigestOn: boolean;
   /** After ACTIVE the source compares its frozen image with what it sent. Default on; needs the digest. */
@@ -80,6 +82,7 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   multifdCompression: "none",
   isXbzrleOn: false,
   xbzrleCacheBytes: 64 * 2 ** 20,
+  isHoldBackOn: false,
   isDigestOn: true,
   isAuditOn: true,
   pump: "auto",
@@ -146,6 +149,7 @@ export const reportParameters = (parameters: MigrationParameters): Record<string
   "multifd-compression": parameters.multifdCompression,
   xbzrle: parameters.isXbzrleOn,
   "xbzrle-cache-size": parameters.xbzrleCacheBytes,
+  "hold-back": parameters.isHoldBackOn,
   digest: parameters.isDigestOn,
   audit: parameters.isAuditOn,
   pump: parameters.pump,
