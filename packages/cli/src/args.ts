@@ -14,6 +14,7 @@ import {
   MEMORY_BYTES_MIN,
   MigrationError,
   PAGE_BYTES,
+  TIMER_MS_MAX,
   VCPUS_MAX,
   fillParameters,
   formatAddress,
@@ -36,7 +37,6 @@ import {
   withMigration,
 } from "./migration-options.js";
 import {
-  MILLISECONDS_MAX,
   option,
   parseBytes,
   parseChoice,
@@ -506,7 +506,7 @@ function addSource(program: Command, actions: Actions): void {
         parsePeer(DEFAULT_PORT),
       ),
     )
-    .addOption(option("--after <MS>", `wait from boot to --migrate-to, ms; 0 to ${MILLISECONDS_MAX} (default: 0)`, parseTime))
+    .addOption(option("--after <MS>", `wait from boot to --migrate-to, ms; 0 to ${TIMER_MS_MAX} (default: 0)`, parseTime))
     .addOption(modeOption())
     .addOption(reportOption("what was measured"))
     .action(async (given) => {
@@ -530,8 +530,8 @@ function addTarget(program: Command, actions: Actions): void {
     .addOption(
       option(
         "--discard-after <MS>",
-        `for benchmarks: end a guest that arrived and ran this long, for good, and be empty again; 1 to ${MILLISECONDS_MAX}, or such as 2s (default: never)`,
-        (text) => within(text, parseMilliseconds(text), 1, MILLISECONDS_MAX, (value) => `${value} ms`),
+        `for benchmarks: end a guest that arrived and ran this long, for good, and be empty again; 1 to ${TIMER_MS_MAX}, or such as 2s (default: never)`,
+        (text) => within(text, parseMilliseconds(text), 1, TIMER_MS_MAX, (value) => `${value} ms`),
       ),
     )
     .action(async (given) => {
@@ -647,7 +647,7 @@ function addNetwork(program: Command, actions: Actions): void {
     )
     .addOption(option("--guest <ID>", "guest to ask (required)", parseName).makeOptionMandatory())
     .addOption(option("--rate <COUNT>", "requests per second, whether answered or not; 1 to 1M", parseRate(1, 1e6)).default(1000))
-    .addOption(option("--duration <MS>", `how long, ms; 0 to ${MILLISECONDS_MAX}, 0 is until Ctrl-C`, parseTime).default(0))
+    .addOption(option("--duration <MS>", `how long, ms; 0 to ${TIMER_MS_MAX}, 0 is until Ctrl-C`, parseTime).default(0))
     .addOption(jsonOption())
     .action((given) =>
       actions.client({
@@ -790,7 +790,7 @@ function addBench(program: Command, actions: Actions): void {
     .addOption(
       option(
         "--target-wait <MS>",
-        `how long the target may be full before a run, longer than its --discard-after, ms; 0 to ${MILLISECONDS_MAX}`,
+        `how long the target may be full before a run, longer than its --discard-after, ms; 0 to ${TIMER_MS_MAX}`,
         parseTime,
       ).default(TARGET_WAIT_MS, `${TARGET_WAIT_MS / 1000}s`),
     )

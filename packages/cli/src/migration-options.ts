@@ -6,13 +6,14 @@ import {
   DEFAULT_PARAMETERS,
   THROTTLES,
   TIMEOUT_ACTIONS,
+  TIMER_MS_MAX,
   fillParameters,
   parseBandwidth,
   parseMilliseconds,
   parseSize,
 } from "@precopy/protocol";
 import type { LiveParameters, MigrationParameters } from "@precopy/protocol";
-import { MILLISECONDS_MAX, option, parseChoice, parseTime, parseWhole, refuse } from "./option-parsers.js";
+import { option, parseChoice, parseTime, parseWhole, refuse } from "./option-parsers.js";
 
 export const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
 const ON_OFF = ["on", "off"] as const;
@@ -71,7 +72,7 @@ const liveOptions = (): readonly Option[] => [
   ),
   option(
     "--timeout <MS>",
-    `give the migration this long, ms, or such as 30s; 0 to ${MILLISECONDS_MAX} (default: 0, as long as it takes)`,
+    `give the migration this long, ms, or such as 30s; 0 to ${TIMER_MS_MAX} (default: 0, as long as it takes)`,
     parseTime,
   ),
   option(

@@ -1,8 +1,14 @@
 import { Option } from "@commander-js/extra-typings";
-import { MigrationError, PAGE_BYTES, formatBytes, parseAddress, parseCount, parseMilliseconds, parseSize } from "@precopy/protocol";
-
-/** Longest time a Node timer can wait. */
-export const MILLISECONDS_MAX = 2 ** 31 - 1;
+import {
+  MigrationError,
+  PAGE_BYTES,
+  TIMER_MS_MAX,
+  formatBytes,
+  parseAddress,
+  parseCount,
+  parseMilliseconds,
+  parseSize,
+} from "@precopy/protocol";
 
 export const refuse = (message: string): never => {
   throw new MigrationError("ERR_PARAMETER", message);
@@ -28,7 +34,7 @@ export const within = (text: string, value: number, least: number, most: number,
 export const parseWhole = (least: number, most: number) => (text: string) =>
   /^\d+$/.test(text) ? within(text, Number(text), least, most) : refuse(`"${text}" is not a whole number, must be ${least} to ${most}`);
 export const parseRate = (least: number, most: number) => (text: string) => within(text, parseCount(text), least, most);
-export const parseTime = (text: string) => within(text, parseMilliseconds(text), 0, MILLISECONDS_MAX, (value) => `${value} ms`);
+export const parseTime = (text: string) => within(text, parseMilliseconds(text), 0, TIMER_MS_MAX, (value) => `${value} ms`);
 export const parseBytes = (least: number, most: number) => (text: string) => within(text, parseSize(text), least, most, formatBytes);
 export const parsePages = (least: number, most: number) => (text: string) => {
   const bytes = parseBytes(least, most)(text);

@@ -68,7 +68,7 @@ export class ResumingSource {
   }
 
   async #open(channel: number, generation: number): Promise<Life> {
-    const { threads, pump, compression = "none" } = this.#options;
+    const { threads, pump, compression = "none", xbzrleCacheBytes = 0 } = this.#options;
     const name = { session: this.#target.session, channel, generation };
     const { socket, stored } = await connectPageChannel(this.#to, name, new AbortController().signal);
     const sender = await PageChannel.open(socket, threads, {
@@ -80,6 +80,7 @@ export class ResumingSource {
       memory: this.#memory.share(),
       hashes: this.#hashes,
       compression,
+      xbzrleCacheBytes,
     });
     const life: Life = { channel, generation, sender, stored, packets: 0, look: [], isLost: false, after: undefined };
     sender.onFailure = () => this.#lose(life);

@@ -106,7 +106,6 @@ export class FakePorts implements MigrationPorts {
     },
     roundTripMs: () => 0.1,
     sentPages: () => this.#sentPages,
-    setMaxBandwidth: () => {},
   };
 
   readonly guest: GuestPort = {

@@ -28,8 +28,6 @@ export interface LinkPort {
   roundTripMs(): number;
   /** Pages handed to the system with their data since the migration began, in the round under way too. */
   sentPages(): number;
-  /** The cap on all channels, bytes/s, from now on; 0 for none. */
-  setMaxBandwidth(bytesPerSecond: number): void;
 }
 
 export interface GuestPort {

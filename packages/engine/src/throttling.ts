@@ -34,14 +34,16 @@ export class Throttling {
   /** The fastest stretch of sending, while no round has finished. */
   #fastestPagesPerSecond = 0;
   #stretch: { readonly atMs: number; readonly sentPages: number };
-  /** All vCPUs' withheld time at the last `takePercent`, and when that was. */
-  #taken: { readonly atMs: number; readonly withheldMs: number };
+  /** When `takePercent` was called last. */
+  #takenAtMs: number;
+  /** The mean vCPU's withheld time then; undefined while nothing was ever withheld, and nobody has to be asked. */
+  #takenMs: number | undefined;
 
   constructor(ports: ThrottlingPorts, parameters: () => MigrationParameters) {
     this.#ports = ports;
     this.#parameters = parameters;
     const now = ports.clock();
-    this.#taken = { atMs: now, withheldMs: this.#withheldMs() };
+    this.#takenAtMs = now;
     this.#stretch = { atMs: now, sentPages: ports.link.sentPages() };
     if (parameters().throttle !== "none") this.#demand.look(ports.guest.activity(), now);
     this.#stopLooking = ports.every(LOOK_MS, () => this.#look());
@@ -63,9 +65,12 @@ export class Throttling {
 
   /** What was withheld since the last call, percent of the vCPUs' time; as they measured it. */
   takePercent(): number {
-    const { atMs, withheldMs } = this.#taken;
-    this.#taken = { atMs: this.#ports.clock(), withheldMs: this.#withheldMs() };
-    return Math.min(((this.#taken.withheldMs - withheldMs) / Math.max(this.#taken.atMs - atMs, 0.001)) * 100, 100);
+    const elapsedMs = this.#ports.clock() - this.#takenAtMs;
+    this.#takenAtMs += elapsedMs;
+    if (this.#takenMs === undefined) return 0;
+    const before = this.#takenMs;
+    this.#takenMs = this.#withheldMs();
+    return Math.min(((this.#takenMs - before) / Math.max(elapsedMs, 0.001)) * 100, 100);
   }
 
   /** Of the mean vCPU. */
@@ -116,6 +121,8 @@ export class Throttling {
     const longer = shares.length > this.#shares.length ? shares : this.#shares;
     const isNew = longer.some((_, at) => (shares[at] ?? 0) !== (this.#shares[at] ?? 0));
     this.#shares = shares;
-    if (isNew) this.#ports.guest.withhold(shares);
+    if (!isNew) return;
+    this.#takenMs ??= this.#withheldMs();
+    this.#ports.guest.withhold(shares);
   }
 }

@@ -24,6 +24,9 @@ export const PACKET_PAYLOAD_BYTES_MAX = PACKET_PAGES_MAX * PAGE_BYTES + PACKET_P
 /** Pages that are compressed together. */
 export const BLOCK_PAGES = 16;
 
+/** As long as a Node timer can wait. */
+export const TIMER_MS_MAX = 2 ** 31 - 1;
+
 /** Each channel keeps its part in one WebAssembly memory. */
 export const XBZRLE_CACHE_BYTES_MAX = 2 ** 31;
 

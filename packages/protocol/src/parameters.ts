@@ -1,5 +1,5 @@
 import { MigrationError } from "./errors.js";
-import { CHANNELS_MAX, PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX } from "./limits.js";
+import { CHANNELS_MAX, PAGE_BYTES, TIMER_MS_MAX, XBZRLE_CACHE_BYTES_MAX } from "./limits.js";
 
 export const THROTTLES = ["none", "auto-converge", "sdps", "dirty-limit"] as const;
 export const COMPRESSIONS = ["none", "lz4", "auto"] as const;
@@ -33,19 +33,9 @@ export interface TimeoutParameters {
 }
 
 /** What may be changed while a migration runs. */
-export const LIVE_PARAMETERS = [
-  "downtimeLimitMs",
-  "maxBandwidthBytesPerSecond",
-  "throttle",
-  "throttleTriggerThresholdPercent",
-  "cpuThrottleInitialPercent",
-  "cpuThrottleIncrementPercent",
-  "maxCpuThrottlePercent",
-  "vcpuDirtyLimitBytesPerSecond",
-  "timeoutMs",
-  "timeoutAction",
-] as const satisfies readonly (keyof MigrationParameters)[];
-export type LiveParameters = Pick<MigrationParameters, (typeof LIVE_PARAMETERS)[number]>;
+export type LiveParameters = Pick<MigrationParameters, "downtimeLimitMs" | "maxBandwidthBytesPerSecond"> &
+  ThrottleParameters &
+  TimeoutParameters;
 
 /** All of them given: what the code gets. Names are QEMU's plus the unit. */
 export interface MigrationParameters extends ThrottleParameters, TimeoutParameters {
@@ -97,9 +87,6 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   timeoutAction: "cancel",
 };
 
-/** As long as a Node timer can wait. */
-const TIMER_MS_MAX = 2 ** 31 - 1;
-
 /** The kernel keeps 16 bytes for a name, its end included. */
 const CONGESTION_CONTROL = /^[a-z0-9_]{1,15}$/;
 
@@ -129,13 +116,13 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
 }
 
 function checkThrottle(all: ThrottleParameters): void {
-  const isPercent = (value: number, most: number): boolean => isWhole(value, 1, most);
+  const isPercent = (value: number): boolean => isWhole(value, 1, 99);
   if (!THROTTLES.includes(all.throttle)) refuse("throttle", all.throttle, THROTTLES.join(", "));
-  if (!isPercent(all.throttleTriggerThresholdPercent, 100))
+  if (!isWhole(all.throttleTriggerThresholdPercent, 1, 100))
     refuse("throttle-trigger-threshold", all.throttleTriggerThresholdPercent, "1 to 100 %");
-  if (!isPercent(all.cpuThrottleInitialPercent, 99)) refuse("cpu-throttle-initial", all.cpuThrottleInitialPercent, "1 to 99 %");
-  if (!isPercent(all.cpuThrottleIncrementPercent, 99)) refuse("cpu-throttle-increment", all.cpuThrottleIncrementPercent, "1 to 99 %");
-  if (!isPercent(all.maxCpuThrottlePercent, 99)) refuse("max-cpu-throttle", all.maxCpuThrottlePercent, "1 to 99 %");
+  if (!isPercent(all.cpuThrottleInitialPercent)) refuse("cpu-throttle-initial", all.cpuThrottleInitialPercent, "1 to 99 %");
+  if (!isPercent(all.cpuThrottleIncrementPercent)) refuse("cpu-throttle-increment", all.cpuThrottleIncrementPercent, "1 to 99 %");
+  if (!isPercent(all.maxCpuThrottlePercent)) refuse("max-cpu-throttle", all.maxCpuThrottlePercent, "1 to 99 %");
   if (!isWhole(all.vcpuDirtyLimitBytesPerSecond, PAGE_BYTES, Number.MAX_SAFE_INTEGER))
     refuse("vcpu-dirty-limit", all.vcpuDirtyLimitBytesPerSecond, `${PAGE_BYTES} or more B/s`);
 }

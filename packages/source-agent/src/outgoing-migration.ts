@@ -10,6 +10,7 @@ import {
   MigrationError,
   PAGE_BYTES,
   PROTOCOL_VERSION,
+  TIMER_MS_MAX,
   fillParameters,
   formatAddress,
   isPlainData,
@@ -76,8 +77,6 @@ export interface NamedArbiter {
 const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
 /** For how long events may wait until the guest runs again. */
 const QUIET_MS = 30;
-/** As long as a Node timer can wait; something else ends it. */
-const NEVER_MS = 2 ** 31 - 1;
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** One hand-over at the source: connects, is admitted, lets the engine run, and carries out what the state machine asks for, whichever way it ends. */
@@ -392,7 +391,8 @@ export class OutgoingMigration {
   }
 
   #sendState(control: ControlLink, { round, guest }: FinalState): void {
-    this.#prepared = control.expect(["prepared"], NEVER_MS, silence("the state"));
+    // Something else ends it: the limit of the pause, or the link.
+    this.#prepared = control.expect(["prepared"], TIMER_MS_MAX, silence("the state"));
     this.#prepared.catch(() => {}); // it is awaited when everything was sent
     this.isStateSent = true;
     const { registers, devices, clockMs } = guest;

@@ -145,6 +145,7 @@ export class PageLink implements LinkPort {
     return this.#carriers.reduce((sum, { end }) => sum + (end?.sentPages ?? 0), this.#endedPages);
   }
 
+  /** The cap on all channels, bytes/s, from now on, in the middle of a round too; 0 for none. */
   setMaxBandwidth(bytesPerSecond: number): void {
     this.#maxBandwidth = bytesPerSecond;
     const sending = this.#round;

@@ -13,9 +13,9 @@ import {
   TABLE_BYTES_MAX,
   encodeHeader,
 } from "@precopy/protocol";
+import type { MigrationParameters, XbzrleCounts } from "@precopy/protocol";
 import { encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
 import type { Lz4 } from "@precopy/protocol/page-codec";
-import type { MigrationParameters, XbzrleCounts } from "@precopy/protocol";
 import { CompressionChoice } from "./compression-choice.js";
 import type { PackSample } from "./compression-choice.js";
 import { DeltaEncoder } from "./delta-encoder.js";
@@ -85,7 +85,9 @@ export class PagePacker {
   #block: Buffer | undefined; // raw, being filled
   /** Of `auto`. */
   readonly #choice = new CompressionChoice();
-  /** From the second round on: in the first nothing was sent before. */
+  /** There from the beginning, so that its memory is not asked for in a pause. */
+  readonly #encoder: DeltaEncoder | undefined;
+  /** The same from the second round on: in the first nothing was sent before. */
   #deltas: DeltaEncoder | undefined;
   readonly #renew: VisitPages | undefined;
   #data = 0; // entries used
@@ -103,7 +105,8 @@ export class PagePacker {
   constructor(source: PackerSource, pump: SendPump) {
     this.#source = source;
     this.#pump = pump;
-    const { hashes } = source;
+    const { hashes, memory, xbzrleCacheBytes = 0 } = source;
+    this.#encoder = xbzrleCacheBytes > 0 ? new DeltaEncoder(memory, xbzrleCacheBytes) : undefined;
     this.#renew = hashes && ((first, pages) => hashes.renew(first, pages));
     this.#forEachContents = zeroDetector(source.memory, source.zeroCheck);
     this.#starts = new Float64Array(source.lanes);
@@ -121,8 +124,8 @@ export class PagePacker {
    * the target one point. The guest may be writing: such a page is in the next round too.
    */
   async sendRound(round: number, pages: Bitmap, from: readonly LaneStart[]): Promise<RoundSent> {
-    const { lanes, hashes, memory, xbzrleCacheBytes = 0 } = this.#source;
-    if (round > 1 && xbzrleCacheBytes > 0) this.#deltas ??= new DeltaEncoder(memory, xbzrleCacheBytes);
+    const { lanes, hashes } = this.#source;
+    this.#deltas = round > 1 ? this.#encoder : undefined;
     this.#round = round;
     this.#normalPages = this.#zeroPages = this.#bytes = this.#handedTo = this.#packedTo = 0;
     this.#starts.fill(Number.POSITIVE_INFINITY);
