@@ -144,6 +144,17 @@ describe("preCopy", () => {
     assert.equal((await run(ports, () => ({ downtimeLimitMs }))).rounds, 4);
   });
 
+  it("judges anew when the cap on the link was changed: the rounds before it count no more, and their bandwidth is the least", async () => {
+    const ports = stubborn();
+    let maxBandwidthBytesPerSecond = 400_000;
+    ports.onRoundDone = ({ round }) => {
+      if (round === 5) [maxBandwidthBytesPerSecond, ports.costMs, ports.pageMs] = [0, {}, 0.01];
+    };
+    const { rounds, expectedDowntimeMs } = await run(ports, () => ({ maxBandwidthBytesPerSecond }));
+    assert.equal(rounds, 6, "the round in which it would have been given up, had nothing changed");
+    assert.ok(expectedDowntimeMs < 10, `${expectedDowntimeMs} ms`);
+  });
+
   it("with the time up, the round under way is the last one, whatever the pause will be", async () => {
     const ports = stubborn();
     const { rounds } = await run(ports, undefined, () => ports.rounds.length === 2);

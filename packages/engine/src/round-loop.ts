@@ -70,12 +70,23 @@ async function sendRounds(
   let collectedAt = clock();
   let dirtyRate: number | undefined;
   let throttleStepPercent = 0;
+  let cap = parameters().maxBandwidthBytesPerSecond;
+  /** Another cap is another link, in effect: what the rounds over the old one led to says nothing of what they lead to now. */
+  const heedCap = (): void => {
+    const { maxBandwidthBytesPerSecond } = parameters();
+    if (maxBandwidthBytesPerSecond === cap) return;
+    cap = maxBandwidthBytesPerSecond;
+    stats.cap(cap);
+    history.length = 0;
+  };
   const holdBack = parameters().isHoldBackOn ? new HoldBack(pages) : undefined;
   for (let round = 1; ; round++) {
     const dirtyPages = bitmap.count();
+    heedCap();
     const startMs = clock() - acceptedAtMs;
     const transfer = await link.sendRound(round, bitmap);
     stats.add(transfer, link.roundTripMs());
+    heedCap();
     const durationMs = clock() - acceptedAtMs - startMs;
 
     // The round's pages are acknowledged, so its bits may go; what is collected now is the next round.

@@ -8,6 +8,8 @@ function after(...rounds: readonly (readonly [bytes: number, ms: number, roundTr
   for (const [bytes, ms, roundTripMs = 0] of rounds) stats.add({ normalPages: 0, zeroPages: 0, bytes, ms }, roundTripMs);
   return stats;
 }
+const round = (stats: RoundStats, normalPages: number, zeroPages: number, bytes: number, ms: number): void =>
+  stats.add({ normalPages, zeroPages, bytes, ms }, 0);
 const bandwidth = (stats: RoundStats): number | undefined => stats.bandwidthBytesPerSecond;
 
 describe("RoundStats", () => {
@@ -49,6 +51,20 @@ describe("RoundStats", () => {
     assert.equal(bandwidth(after([100_000_000, 100], [100_000_000, 1000])), 100_000_000);
   });
 
+  it("is capped anew: what was carried is the least that is carried now, no more than the cap, and the next round that tells is believed", () => {
+    const stats = after([100_000_000, 100]);
+    stats.cap(2_000_000_000);
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [undefined, 1], "the cap was raised");
+    stats.cap(0);
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [undefined, 1], "the cap was lifted");
+    stats.cap(100_000_000);
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [undefined, 10], "the cap was lowered");
+    round(stats, 2500, 0, 10_000_000, 5);
+    assert.deepEqual([bandwidth(stats), stats.transferMs(1_000_000)], [undefined, 0.5], "a short round was faster");
+    round(stats, 25_000, 0, 100_000_000, 1000);
+    assert.equal(bandwidth(stats), 100_000_000);
+  });
+
   it("keeps the fixed part through long rounds: they say nothing of it", () => {
     assert.equal(after([0, 3], [100_000_000, 100]).fixedMs, 3);
   });
@@ -58,9 +74,6 @@ describe("RoundStats", () => {
     assert.equal(after([100_000_000, 100], [10_000_000, 5]).fixedMs, 0);
     assert.equal(after([2_000_000, 5]).fixedMs, 5, "while the bandwidth is unknown all of it is fixed");
   });
-
-  const round = (stats: RoundStats, normalPages: number, zeroPages: number, bytes: number, ms: number): void =>
-    stats.add({ normalPages, zeroPages, bytes, ms }, 0);
 
   it("learns nothing of the link from a round that mostly found zeros: its time went into looking", () => {
     const stats = after([100_000_000, 100]);

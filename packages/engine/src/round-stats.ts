@@ -31,6 +31,12 @@ export class RoundStats {
     else this.#fixedMs = Math.max(0, ms - (this.#bandwidth === undefined ? 0 : this.transferMs(bytes)));
   }
 
+  /** From now on the link is capped at this, bytes/s, 0 for not at all. What it carried so far it carries at least, as far as the cap lets it. */
+  cap(bytesPerSecond: number): void {
+    this.#atLeast = Math.min(this.#bandwidth ?? this.#atLeast, bytesPerSecond === 0 ? Number.POSITIVE_INFINITY : bytesPerSecond);
+    this.#bandwidth = undefined;
+  }
+
   /** Time that `pages` take on the wire, at the ratio to which the last ones were compressed; 0 before the first round. */
   pagesMs(pages: number): number {
     return this.transferMs(pages * this.#wireBytesPerPage);

@@ -61,10 +61,10 @@ export class PortableSendPump implements SendPump {
     const isTaken = this.#socket.write(bytes);
     dropped(bytes.byteLength);
     const waitMs = this.#bucket.take(bytes.byteLength);
-    return isTaken && waitMs === 0 ? undefined : this.#wait(isTaken, waitMs);
+    return isTaken && waitMs === 0 ? undefined : this.#wait(isTaken);
   }
 
-  async #wait(isTaken: boolean, waitMs: number): Promise<void> {
+  async #wait(isTaken: boolean): Promise<void> {
     if (!isTaken)
       await new Promise<void>((resolve) => {
         const settle = (): void => {
@@ -73,8 +73,9 @@ export class PortableSendPump implements SendPump {
         };
         this.#socket.on("drain", settle).on("close", settle);
       });
-    for (const until = performance.now() + waitMs; performance.now() < until && this.#failure === undefined; ) {
-      await new Promise((resolve) => setTimeout(resolve, Math.min(until - performance.now(), SOCKET_POLL_MS)));
+    // Asked anew each time: another rate may have been set meanwhile.
+    for (let waitMs = this.#bucket.take(0); waitMs > 0 && this.#failure === undefined; waitMs = this.#bucket.take(0)) {
+      await new Promise((resolve) => setTimeout(resolve, Math.min(waitMs, SOCKET_POLL_MS)));
       if (!this.#mayGoOn()) throw new ChannelStopped();
     }
     if (this.#failure !== undefined) throw this.#failure;
