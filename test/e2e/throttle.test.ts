@@ -17,10 +17,14 @@ const throttled = (report: JsonLine): number[] => iterations(report).map((round)
 const switched = (report: JsonLine): string => String(iterations(report).at(-2)?.["decision"]);
 const AS_EXPECTED = /^switch over: expected /;
 
-for (const { title, args } of [
-  { title: "mmu log, direct pump", args: ["--dirty-log", "auto"] },
-  { title: "barrier log, portable pump", args: ["--dirty-log", "barrier", "--pump", "portable"] },
-])
+for (const { title, args, skip } of [
+  { title: "mmu log, direct pump", args: ["--dirty-log", "auto"], skip: false },
+  {
+    title: "barrier log, portable pump",
+    args: ["--dirty-log", "barrier", "--pump", "portable"],
+    skip: "neither log nor pump make a difference",
+  },
+] as const)
   describe(`a guest that dirties four times what the link carries: ${title}`, () => {
     const lab = new Lab();
     let [here, there]: AgentHandle[] = [];
@@ -47,9 +51,13 @@ for (const { title, args } of [
       assert.equal(code, 0, stderr);
     };
 
-    it("does not converge if nothing may be withheld, and runs on at the source", () => fails("ERR_NOT_CONVERGING", migrate(...LINK)));
+    it("does not converge if nothing may be withheld, and runs on at the source", { skip }, () =>
+      fails("ERR_NOT_CONVERGING", migrate(...LINK)),
+    );
 
-    it("is given up when its time is up, and runs on at the source", () => fails("ERR_TIMEOUT", migrate(...LINK, "--timeout", "2s")));
+    it("is given up when its time is up, and runs on at the source", { skip }, () =>
+      fails("ERR_TIMEOUT", migrate(...LINK, "--timeout", "2s")),
+    );
 
     it("is moved with --throttle sdps, with hot pages waiting and compression as it comes", async () => {
       const report = await arrives(migrate(...LINK, "--throttle", "sdps", "--hold-back", "on", "--multifd-compression", "auto"));
@@ -72,7 +80,7 @@ for (const { title, args } of [
       assert.match(switched(report), AS_EXPECTED);
     });
 
-    it("is moved when it is throttled in flight, by `precopy set`", async () => {
+    it("is moved when it is throttled in flight, by `precopy set`", { skip }, async () => {
       const migration = migrate("--max-bandwidth", "20Mbit"); // its first rounds take seconds each: it is not given up before it is throttled
       await untilPhase(migration, "active");
       await set("--throttle", "sdps", ...LINK);
@@ -88,12 +96,12 @@ for (const { title, args } of [
       await arrives(migration);
     });
 
-    it("is moved when its time is up and the switch is forced, with the pause that it takes", async () => {
+    it("is moved when its time is up and the switch is forced, with the pause that it takes", { skip }, async () => {
       const report = await arrives(migrate(...LINK, "--timeout", "1500ms", "--timeout-action", "force"));
       assert.match(switched(report), /^switch over: time is up/);
     });
 
-    it("`precopy set` without a migration in progress is refused", async () => {
+    it("`precopy set` without a migration in progress is refused", { skip }, async () => {
       const { code, stderr } = await precopy(["set", "--socket", here!.socket, "--downtime-limit", "20"]);
       assert.equal(code, 5);
       assert.match(stderr, /ERR_NO_MIGRATION/);

@@ -25,9 +25,9 @@ function campaign(
   });
 }
 
-it("24 migrations with faults in all their parts lose nothing, double nothing, and leave nothing stuck", async () => {
-  const { code, output } = await campaign(["--count", "24", "--seed", "2931", "--jobs", "4"]);
-  assert.match(output.trimEnd().split("\n").at(-1) ?? "", /^24 cases, 0 lost, 0 doubled, \d+ in doubt \(longest \d+ ms\)$/, output);
+it("12 migrations with faults in all their parts lose nothing, double nothing, and leave nothing stuck", async () => {
+  const { code, output } = await campaign(["--count", "12", "--seed", "2931", "--jobs", "4"]);
+  assert.match(output.trimEnd().split("\n").at(-1) ?? "", /^12 cases, 0 lost, 0 doubled, \d+ in doubt \(longest \d+ ms\)$/, output);
   assert.equal(code, 0, output);
 });
 

@@ -14,7 +14,7 @@ import { ResumingSource } from "./resuming-source.js";
 
 const IMAGE_BYTES = 32 * 2 ** 20;
 const ROUNDS = 4;
-const SEEDS = 8;
+const SEEDS = 4;
 
 /** A migration whose channels are cut where `cutOf` says. */
 interface Course {
