@@ -237,15 +237,15 @@ describe("a round", () => {
     );
   });
 
-  it("gives a lane without pages next to nothing but not 0, which would be no limit; and equal shares if no lane has any", async () => {
+  it("gives a lane without pages an eighth of an equal share, or it would be slow when it has some; and equal shares if no lane has any", async () => {
     const rig = await Rig.open(2, 1_000_000);
     void rig.link.sendRound(1, bitmap([0, 300]));
     void rig.link.sendRound(2, bitmap());
     assert.deepEqual(
       ["0/1", "1/1"].map((name) => rig.life(name).orders.map(({ pacing }) => pacing)),
       [
-        [1_000_000, 500_000],
-        [1000, 500_000],
+        [941_177, 500_000],
+        [58_824, 500_000],
       ],
     );
   });

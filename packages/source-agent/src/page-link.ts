@@ -55,7 +55,16 @@ interface Round {
   readonly unsent: Set<number>;
   readonly unacknowledged: Set<number>;
   readonly totals: { normalPages: number; zeroPages: number; bytes: number; xbzrle?: XbzrleCounts };
+  /** Of the cap, each lane's; all together 1. Undefined until there is a cap to be shared. */
+  shares: readonly number[] | undefined;
 }
+
+/**
+ * Of an equal share of the cap, what a lane gets at least, however few pages it has in a round. A socket paced at next to nothing stays so for the
+ * first segment of the next round, or of the pause: the kernel raises its rate at the next acknowledgement only, and 64 KiB at a thousandth of a
+ * gigabit a second take half a second.
+ */
+const SHARE_MIN = 1 / 8;
 
 /**
  * The page channels of one migration, as one link. A channel that dies is made again; what the target has stored by then is not sent twice. One
@@ -184,19 +193,25 @@ export class PageLink implements LinkPort {
   #begin(round: number, pages: Bitmap, isLast: boolean): Round {
     const all = [...Array(this.#lanes.lanes).keys()];
     const totals: Totals = { normalPages: 0, zeroPages: 0, bytes: 0 };
-    const sending: Round = { round, pages, isLast, unsent: new Set(all), unacknowledged: new Set(all), totals };
+    const sending: Round = { round, pages, isLast, unsent: new Set(all), unacknowledged: new Set(all), totals, shares: undefined };
     this.#round = sending;
     for (const carrier of this.#carriers) if (carrier.end !== undefined) this.#send(carrier, this.#lanesOf(carrier), []);
     return sending;
   }
 
   /** The cap is a total: each channel gets the share of the round's pages that it has to carry, so all end together. Bytes/s; 0 for none. */
-  #pacing({ pages, isLast }: Round, lanes: readonly number[]): number {
-    if (isLast || this.#maxBandwidth === 0) return 0;
+  #pacing(sending: Round, lanes: readonly number[]): number {
+    if (sending.isLast || this.#maxBandwidth === 0) return 0;
+    sending.shares ??= this.#share(sending.pages);
+    return Math.ceil(this.#maxBandwidth * lanes.reduce((total, lane) => total + sending.shares![lane]!, 0));
+  }
+
+  #share(pages: Bitmap): number[] {
     const all = this.#lanes.lanes;
     const sum = pages.count();
-    const share = (lane: number): number => (sum === 0 ? 1 / all : Math.max(pages.count(lane, all) / sum, 0.001));
-    return Math.ceil(this.#maxBandwidth * lanes.reduce((total, lane) => total + share(lane), 0));
+    const shares = Array.from({ length: all }, (_, lane) => Math.max(sum === 0 ? 1 : pages.count(lane, all) / sum, SHARE_MIN / all));
+    const total = shares.reduce((one, other) => one + other, 0);
+    return shares.map((share) => share / total);
   }
 
   #lanesOf({ channel }: Carrier): readonly number[] {
