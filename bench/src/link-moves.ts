@@ -27,6 +27,9 @@ export interface LinkGuest {
   /** Pages a second. */
   readonly dirtyRate: number;
   readonly workingSet: number;
+  /** As --hot-fraction and --write-pattern take them; 0 and steady if left out. */
+  readonly hotFraction?: number;
+  readonly pattern?: "steady" | "bursty" | "phases" | "moving";
 }
 
 export interface MovePlan {
@@ -38,6 +41,8 @@ export interface MovePlan {
   readonly parameters: Partial<MigrationParameters>;
   /** A migration that takes longer is cancelled. */
   readonly limitMs: number;
+  /** Each is planned right before it begins. */
+  readonly isPlanned?: boolean;
 }
 
 /** What became of the guests of one plan. */
@@ -72,7 +77,7 @@ export async function withLinks<T>(options: readonly LinkOptions[], use: (links:
 }
 
 /** Moves guests from a to b, between fresh agents. @throws {Error} if an agent did not start, or ended before its time */
-export async function moveGuests(link: LabLink, { guest, count, order, parameters, limitMs }: MovePlan): Promise<Moves> {
+export async function moveGuests(link: LabLink, { guest, count, order, parameters, limitMs, isPlanned = false }: MovePlan): Promise<Moves> {
   const folder = mkdtempSync(join(tmpdir(), "precopy-moves-"));
   const removeFolder = (): void => rmSync(folder, { recursive: true, force: true, maxRetries: 10 }); // what was just killed may still be writing
   process.once("exit", removeFolder); // a signal while a link lives ends this process at once
@@ -102,6 +107,7 @@ export async function moveGuests(link: LabLink, { guest, count, order, parameter
     );
     await sleep(SETTLE_MS);
     warmMemory(2 * count * guest.filled);
+    if (isPlanned) for (const { socket, to } of guests) await answerOf(socket, { command: "plan", to, parameters });
     const beganAt = performance.now();
     const moves: Move[] = [];
     for (const { socket, to } of guests) {
@@ -130,8 +136,10 @@ export const moveGuest = async (
   return run;
 };
 
-function guestArguments({ memory, filled, fillKind, workload, dirtyRate, workingSet }: LinkGuest): string[] {
-  const writes = ["--workload", workload, "--dirty-rate", String(dirtyRate), "--working-set", String(workingSet)];
+function guestArguments(guest: LinkGuest): string[] {
+  const { memory, filled, fillKind, workload, dirtyRate, workingSet, hotFraction = 0, pattern = "steady" } = guest;
+  const how = ["--hot-fraction", String(hotFraction), "--write-pattern", pattern];
+  const writes = [...how, "--workload", workload, "--dirty-rate", String(dirtyRate), "--working-set", String(workingSet)];
   // A writer of rate 0 would write as fast as it can.
   return ["--memory", String(memory), "--fill", `${filled}:${fillKind}`, ...(dirtyRate === 0 ? ["--workload", "idle"] : writes)];
 }
@@ -179,6 +187,16 @@ function ask(socketPath: string, request: object, onLine: (line: Line) => void =
   lines.on("line", (text) => onLine(JSON.parse(text) as Line));
   return socket;
 }
+
+/** @throws {Error} what the agent answers with, if it is an error */
+const answerOf = (socketPath: string, request: object): Promise<unknown> =>
+  new Promise((resolve, reject) => {
+    const socket = ask(socketPath, request, ({ error, ok }) => {
+      if (error !== undefined) reject(new Error(`${error.code}: ${error.message}`));
+      else if (ok !== undefined) resolve(ok);
+    });
+    socket.on("close", () => reject(new Error(`The agent at ${socketPath} ended without an answer`)));
+  });
 
 /** What is looked at of a migration that completed. */
 export interface MoveFigures {

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { TYPICAL_COSTS, simulate } from "@precopy/engine";
+import { TYPICAL_COSTS, randomWriter, sequentialWriter, simulate } from "@precopy/engine";
 import type { ModelGuest, Simulated } from "@precopy/engine";
 import { PAGE_BYTES } from "@precopy/protocol";
 import type { MigrationParameters } from "@precopy/protocol";
@@ -39,7 +39,7 @@ const PATTERNS = ["sequential", "random"] as const;
 const guestOf = (gib: number, pattern: (typeof PATTERNS)[number], rate: number): ModelGuest => ({
   pages: gib * GIB_PAGES,
   populatedPages: gib * GIB_PAGES,
-  vcpus: [{ pattern, pagesPerSecond: rate, workingSetPages: gib * GIB_PAGES }],
+  vcpus: [(pattern === "sequential" ? sequentialWriter : randomWriter)(rate, gib * GIB_PAGES)],
 });
 
 async function vmotionTable(): Promise<void> {
@@ -98,7 +98,7 @@ async function calibration(): Promise<void> {
     const model: ModelGuest = {
       pages: guest.memory / PAGE_BYTES,
       populatedPages: guest.filled / PAGE_BYTES,
-      vcpus: [{ pagesPerSecond: own[0]?.dirtyRate ?? 0, workingSetPages: guest.workingSet / PAGE_BYTES }],
+      vcpus: [randomWriter(own[0]?.dirtyRate ?? 0, guest.workingSet / PAGE_BYTES)],
     };
     const simulated = await simulate(model, { bytesPerSecond: bytesPerSecond(link / 1e9), roundTripMs: ROUND_TRIP_MS }, parameters);
     if (moved.length === 0 || simulated.failure !== undefined) {

@@ -81,6 +81,11 @@ export class Lab {
     return { child, name, listen: String(listen), socket };
   }
 
+  /** Where it keeps journal and history. */
+  stateDir({ name }: AgentHandle): string {
+    return join(this.#folder, name);
+  }
+
   /** The agent anew, after it died: the same name, journal and port, and no guest. */
   async restart({ name, listen }: AgentHandle, args: readonly string[] = []): Promise<AgentHandle> {
     return this.agent("target", name, ["--listen", listen, ...args]);

@@ -6,6 +6,7 @@ import { convergenceEntries } from "./convergence.js";
 import { curveEntries } from "./curves.js";
 import { demoEntries } from "./demo-migrations.js";
 import { dirtyLogEntries } from "./dirty-log.js";
+import { forecastEntries } from "./forecast.js";
 import { foundingNfvEntries } from "./founding-nfv.js";
 import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
@@ -26,6 +27,7 @@ export const entries: readonly Bench[] = [
   ...foundingNfvEntries,
   ...foundingOptionsEntries,
   ...convergenceEntries,
+  ...forecastEntries,
   ...compressionEntries,
   ...demoEntries,
   ...pauseEntries,

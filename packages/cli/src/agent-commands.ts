@@ -9,6 +9,11 @@ import { renderReport } from "./render.js";
 import { isColoured, makeRenderer, printJson, untilStopped, writeReport } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
 
+/** @param guest undefined: whichever is here. @throws {MigrationError} ERR_NO_GUEST */
+function requireGuest(agent: Agent, guest: string | undefined): void {
+  if (guest !== undefined && guest !== agent.guestId) throw new MigrationError("ERR_NO_GUEST", `Guest ${guest} is not here`);
+}
+
 /** Starts agent and command socket, runs `body`, and ends both whichever way it ends. */
 async function withAgent(options: AgentOptions, run: RunContext, body: (agent: Agent) => Promise<number>): Promise<number> {
   const log = pino({ level: options.logLevel, base: { agent: options.name } }, pino.destination({ dest: 2, sync: true }));
@@ -20,9 +25,16 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
   try {
     commands = await CommandSocket.listen(options.socket, {
       migrate: (request, onEvent) => {
-        if (request.guest !== undefined && request.guest !== agent.guestId)
-          throw new MigrationError("ERR_NO_GUEST", `Guest ${request.guest} is not here`);
+        requireGuest(agent, request.guest);
         return agent.migrate(parseAddress(request.to), request.parameters, onEvent);
+      },
+      plan: (request) => {
+        requireGuest(agent, request.guest);
+        return agent.plan(parseAddress(request.to), request.parameters);
+      },
+      dirtyRate: (guest) => {
+        requireGuest(agent, guest);
+        return agent.dirtyRate();
       },
       status: () => agent.status(),
       cancel: () => agent.cancel(),

@@ -17,7 +17,16 @@ import {
 import type { Arbiter, DirtyLogKind, GuestHost, VcpuOrder } from "@precopy/guest";
 import { bootId } from "@precopy/linux";
 import { MigrationError, formatAddress, guestTag, isLoopback, macOf, parseAddress } from "@precopy/protocol";
-import type { Address, LiveParameters, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
+import type {
+  Address,
+  DirtyRate,
+  LiveParameters,
+  MigrationParameters,
+  MigrationPlanReport,
+  MigrationReport,
+  Ownership,
+  ProgressEvent,
+} from "@precopy/protocol";
 import { SourceAgent } from "@precopy/source-agent";
 import type { SourceSwitches } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
@@ -28,6 +37,7 @@ import type { AgentOptions, GuestOptions } from "./args.js";
 import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import { Discard } from "./discard.js";
 import { forgetDirtyEvery, reachPoint, switchedOff } from "./fault-points.js";
+import { History, historyEntry } from "./history.js";
 import { Lease } from "./lease.js";
 import { rehearse } from "./rehearsal.js";
 import type { AgentStatus } from "./render.js";
@@ -49,6 +59,7 @@ export class Agent {
   readonly #arbiter: { readonly arbiter: Arbiter; readonly owner: string } | undefined;
   readonly #lease: Lease | undefined;
   readonly #discard: Discard | undefined;
+  readonly #history: History;
   /** When the copy that runs here was taken, if later operations were given up for it; ISO 8601. */
   #copyAt: string | null = null;
   readonly #listeners = new Set<(event: ProgressEvent) => void>();
@@ -68,12 +79,19 @@ export class Agent {
     this.#host = host;
     this.#channelThreads = channelThreads;
     this.#registry = new GuestRegistry(new Journal(options.stateDir), options.memoryLimitBytes);
+    this.#history = new History(options.stateDir);
     // Two agents of one name on two hosts are two owners; and so is the agent that a restarted host has.
     const owner = `${options.name}@${formatAddress(options.listen)}@${bootId() ?? hostname()}`;
     this.#arbiter = options.arbiter === undefined ? undefined : { arbiter: new FileArbiter(options.arbiter), owner };
     const roles = { registry: this.#registry, guests: host, threads: channelThreads, release: RELEASE, arbiter: this.#arbiter, reach };
     this.#source = new SourceAgent(
-      { ...roles, ...switches, onEvent: (event) => this.#publish(event), address: () => this.#port?.address },
+      {
+        ...roles,
+        ...switches,
+        onEvent: (event) => this.#publish(event),
+        address: () => this.#port?.address,
+        handoverCosts: (to) => this.#history.handoverCosts(to),
+      },
       () => this.address,
     );
     this.#target = new TargetAgent({
@@ -313,6 +331,16 @@ export class Agent {
     return { guest, epoch, outcome: "given-up", isRolledBack: false, copyAt: null };
   }
 
+  /** What a migration would come to. @throws {MigrationError} ERR_BUSY, ERR_NO_GUEST, and what a migration would be refused with */
+  plan(to: Address, given: Partial<MigrationParameters>): Promise<MigrationPlanReport> {
+    return this.#source.plan(to, { pump: this.#options.pump, ...given });
+  }
+
+  /** How fast the guest dirties its pages. @throws {MigrationError} ERR_BUSY, ERR_NO_GUEST */
+  dirtyRate(): Promise<DirtyRate> {
+    return this.#source.dirtyRate();
+  }
+
   get isMigrating(): boolean {
     return this.#source.isMigrating;
   }
@@ -394,6 +422,14 @@ export class Agent {
     return isLeftInDoubt;
   }
 
+  #remember(report: MigrationReport): void {
+    try {
+      this.#history.add(historyEntry(report));
+    } catch (thrown) {
+      this.#log.warn({ err: thrown }, "the migration is not in the history");
+    }
+  }
+
   #publish(event: ProgressEvent): void {
     if (event.type === "phase") this.#log.info({ phase: event.phase, atMs: Math.round(event.atMs) }, "migration phase");
     else if (event.type === "round") this.#log.debug(event, "round");
@@ -401,6 +437,7 @@ export class Agent {
     else if (event.type === "link") this.#log.warn(event, event.what);
     else if (event.type === "failed") this.#log.warn({ code: event.code, phase: event.phase, remedy: event.remedy }, event.message);
     else if (event.type === "done") this.#log.info({ verdict: event.report.verdict }, "migration done");
+    if ((event.type === "done" || event.type === "failed") && event.report !== undefined) this.#remember(event.report);
     this.#port?.publish(event);
     for (const listener of this.#listeners) listener(event);
   }
@@ -422,7 +459,7 @@ function vcpuOrders(id: string, options: GuestOptions): VcpuOrder[] {
     if (workload === "ledger") return { workload, options: { mac: macOf(id) }, regionBytes: LEDGER_REGION_BYTES };
     const isFilled = at === options.vcpus.length - 1 && options.fill.bytes > 0;
     const fill = isFilled ? { fill: options.fill.bytes, fillKind: options.fill.kind } : {};
-    const writes = { ...fill, rate: options.dirtyPagesPerSecond, workingSet: options.workingSetBytes };
+    const writes = { ...fill, rate: options.dirtyPagesPerSecond, workingSet: options.workingSetBytes, pattern: options.writePattern };
     if (workload === "random-writer") return { workload, options: { ...writes, hotFraction: options.hotFraction } };
     return { workload, options: workload === "sequential-writer" ? writes : fill };
   });

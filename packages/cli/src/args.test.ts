@@ -31,6 +31,9 @@ async function run(...words: string[]) {
     source: remember("source"),
     target: remember("target"),
     migrate: remember("migrate"),
+    plan: remember("plan"),
+    dirtyRate: remember("dirtyRate"),
+    history: remember("history"),
     status: remember("status"),
     cancel: remember("cancel"),
     set: remember("set"),
@@ -97,6 +100,7 @@ describe("source", () => {
       dirtyPagesPerSecond: 25_000,
       workingSetBytes: 2 ** 26,
       hotFraction: 0,
+      writePattern: "steady",
       migrateTo: undefined,
       afterMs: 0,
       parameters: DEFAULT_PARAMETERS,
@@ -109,7 +113,7 @@ describe("source", () => {
       "--listen 0.0.0.0:5000 --insecure --name a --socket /run/x.sock --state-dir /var/x --memory-limit 4GiB --dirty-log barrier " +
       "--pump portable --switch sw --log-level debug --workload-dir ./w --evacuate-to [::1] --arbiter ./a --fault-points --json " +
       "--memory 8GiB --dirty-rate 1.5M --working-set 1M " +
-      "--hot-fraction .9 --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
+      "--hot-fraction .9 --write-pattern bursty --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
       "--hold-back on --xbzrle on --xbzrle-cache-size 128M --throttle dirty-limit --throttle-trigger-threshold 60 --cpu-throttle-initial 30 --cpu-throttle-increment 5 --max-cpu-throttle 90 " +
       "--vcpu-dirty-limit 10MB/s --timeout 90s --timeout-action force " +
       "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
@@ -137,6 +141,7 @@ describe("source", () => {
       dirtyPagesPerSecond: 1_500_000,
       workingSetBytes: 2 ** 20,
       hotFraction: 0.9,
+      writePattern: "bursty",
       guest: "g.1",
       migrateTo: { host: "fe80::1%eth0", port: 5001 },
       afterMs: 1000,
@@ -455,6 +460,7 @@ describe("the other commands", () => {
       dirtyPagesPerSecond: 25_000,
       workingSetBytes: 2 ** 26,
       hotFraction: 0,
+      writePattern: "steady",
       modes: ["precopy", "stop-and-copy"],
       repeats: 1,
       dirtyLog: "auto",

@@ -4,7 +4,7 @@ import { homedir, tmpdir } from "node:os";
 import { isAbsolute, join, resolve } from "node:path";
 import { Argument, Command, CommanderError, Option } from "@commander-js/extra-typings";
 import type { OptionValues, OutputConfiguration } from "@commander-js/extra-typings";
-import type { DirtyLogKind, FILL_KINDS } from "@precopy/guest";
+import type { DirtyLogKind, FILL_KINDS, WritePattern } from "@precopy/guest";
 import {
   CHANNELS_MAX,
   COMPRESSIONS,
@@ -62,6 +62,7 @@ export const RELEASE = packageFile.version;
 
 const PUMPS = ["auto", "direct", "portable"] as const satisfies readonly MigrationParameters["pump"][];
 const DIRTY_LOGS = ["auto", "mmu", "barrier"] as const satisfies readonly ("auto" | DirtyLogKind)[];
+const PATTERNS = ["steady", "bursty", "phases", "moving"] as const satisfies readonly WritePattern[];
 const FILLS = ["random", "text", "sparse", "zeros"] as const satisfies readonly (typeof FILL_KINDS)[number][];
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 
@@ -120,8 +121,9 @@ export interface GuestOptions {
   readonly dirtyPagesPerSecond: number;
   /** Of a random-writer or sequential-writer; more than the vCPU's region is refused. */
   readonly workingSetBytes: number;
-  /** Of a random-writer, 0 to 1: share of the writes that goes to the first tenth of the working set. */
+  /** Of a random-writer, 0 to 1: share of the writes that goes to a tenth of the working set, the first if it does not move. */
   readonly hotFraction: number;
+  readonly writePattern: WritePattern;
 }
 
 export interface SourceOptions extends AgentOptions, GuestOptions {
@@ -143,6 +145,29 @@ export interface MigrateOptions extends AgentSelection {
   /** Only what was given; the agent knows the rest. */
   readonly parameters: Partial<MigrationParameters>;
   readonly report: string | undefined;
+  readonly isJson: boolean;
+}
+
+export interface PlanOptions extends AgentSelection {
+  readonly to: Address;
+  /** Undefined: whichever the agent holds. */
+  readonly guest: string | undefined;
+  /** Only what was given; the agent knows the rest. */
+  readonly parameters: Partial<MigrationParameters>;
+  readonly isJson: boolean;
+}
+
+export interface DirtyRateOptions extends AgentSelection {
+  /** Undefined: whichever the agent holds. */
+  readonly guest: string | undefined;
+  readonly isJson: boolean;
+}
+
+export interface HistoryOptions {
+  /** The agent's. */
+  readonly stateDir: string;
+  /** How many of the last migrations are shown. */
+  readonly last: number;
   readonly isJson: boolean;
 }
 
@@ -229,6 +254,9 @@ export interface Actions {
   source(options: SourceOptions): Promise<void>;
   target(options: TargetOptions): Promise<void>;
   migrate(options: MigrateOptions): Promise<void>;
+  plan(options: PlanOptions): Promise<void>;
+  dirtyRate(options: DirtyRateOptions): Promise<void>;
+  history(options: HistoryOptions): Promise<void>;
   status(options: StatusOptions): Promise<void>;
   cancel(options: CancelOptions): Promise<void>;
   set(options: SetOptions): Promise<void>;
@@ -247,7 +275,7 @@ const inFolder = (folder: string | undefined, otherwise: string): string =>
 export const socketPath = (name: string, runtimeFolder = process.env["XDG_RUNTIME_DIR"]): string =>
   join(inFolder(runtimeFolder, join(tmpdir(), `precopy-${process.getuid?.() ?? 0}`)), `${name}.sock`);
 
-/** Where it keeps its journal: `$XDG_STATE_HOME/precopy/NAME`, else `~/.local/state/precopy/NAME`. */
+/** Where it keeps journal and history: `$XDG_STATE_HOME/precopy/NAME`, else `~/.local/state/precopy/NAME`. */
 export const statePath = (name: string, stateFolder = process.env["XDG_STATE_HOME"]): string =>
   join(inFolder(stateFolder, join(homedir(), ".local", "state", "precopy")), name);
 
@@ -327,6 +355,15 @@ const withSelection = <A extends unknown[], O extends OptionValues, G extends Op
       ),
     );
 
+const stateDirOption = () =>
+  option(
+    "--state-dir <DIR>",
+    "where journal and history are kept (default: $XDG_STATE_HOME/precopy/NAME, else ~/.local/state/precopy/NAME)",
+    parseText,
+  );
+const stateDirOf = ({ name, stateDir }: { readonly name: string; readonly stateDir?: string }): string =>
+  stateDir === undefined ? statePath(name) : resolve(stateDir);
+
 const withAgent = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   withSelection(command)
     .addOption(
@@ -335,13 +372,7 @@ const withAgent = <A extends unknown[], O extends OptionValues, G extends Option
       ).default({ host: "127.0.0.1", port: DEFAULT_PORT }, `127.0.0.1:${DEFAULT_PORT}`),
     )
     .addOption(insecureOption())
-    .addOption(
-      option(
-        "--state-dir <DIR>",
-        "where the journal is kept (default: $XDG_STATE_HOME/precopy/NAME, else ~/.local/state/precopy/NAME)",
-        parseText,
-      ),
-    )
+    .addOption(stateDirOption())
     .addOption(
       option(
         "--memory-limit <SIZE>",
@@ -409,9 +440,16 @@ const withGuest = <A extends unknown[], O extends OptionValues, G extends Option
     .addOption(
       option(
         "--hot-fraction <FRACTION>",
-        "share of a random-writer's writes that goes to the first tenth of the working set; 0 to 1",
+        "share of a random-writer's writes that goes to a tenth of the working set, the first if it does not move; 0 to 1",
         parseFraction,
       ).default(0),
+    )
+    .addOption(
+      option(
+        "--write-pattern <PATTERN>",
+        "steady; bursty (a quarter of each second at four times the rate); phases (5 s at half as much again, 5 s at half); moving (steady, and a random-writer's hot tenth is another one each second)",
+        parseChoice(PATTERNS),
+      ).default("steady" as const),
     );
 
 type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
@@ -439,7 +477,7 @@ function listenOf(listen: Address, isInsecure: boolean): { readonly listen: Addr
 const agentOf = (given: GivenAgent, logLevel: AgentOptions["logLevel"]): AgentOptions => ({
   ...selectionOf(given),
   ...listenOf(given.listen, given.insecure === true),
-  stateDir: given.stateDir === undefined ? statePath(given.name) : resolve(given.stateDir),
+  stateDir: stateDirOf(given),
   memoryLimitBytes: given.memoryLimit,
   dirtyLog: given.dirtyLog,
   pump: given.pump,
@@ -462,6 +500,7 @@ function guestOf(given: GivenGuest, vcpus: readonly string[], fill: Fill): Guest
     dirtyPagesPerSecond: given.dirtyRate,
     workingSetBytes: given.workingSet,
     hotFraction: given.hotFraction,
+    writePattern: given.writePattern,
   };
 }
 
@@ -542,18 +581,20 @@ function addTarget(program: Command, actions: Actions): void {
     });
 }
 
+const targetArgument = () =>
+  new Argument("<HOST:PORT>", `agent to migrate to; port 1 to 65535, ${DEFAULT_PORT} if left out`).argParser((text: string) =>
+    read("HOST:PORT", text, parsePeer(DEFAULT_PORT)),
+  );
+const guestOption = () => option("--guest <ID>", "only if the agent holds this guest (default: whichever it holds)", parseName);
+
 function addCommands(program: Command, actions: Actions): void {
   const migrate = program
     .command("migrate")
     .description("ask a running agent to migrate its guest; what is not given is as the agent was started");
   withMigration(withSelection(migrate))
-    .addArgument(
-      new Argument("<HOST:PORT>", `agent to migrate to; port 1 to 65535, ${DEFAULT_PORT} if left out`).argParser((text: string) =>
-        read("HOST:PORT", text, parsePeer(DEFAULT_PORT)),
-      ),
-    )
+    .addArgument(targetArgument())
     .addOption(modeOption())
-    .addOption(option("--guest <ID>", "only if the agent holds this guest (default: whichever it holds)", parseName))
+    .addOption(guestOption())
     .addOption(reportOption("what was measured"))
     .addOption(jsonOption())
     .action(async (to, given) => {
@@ -579,6 +620,32 @@ function addCommands(program: Command, actions: Actions): void {
       await actions.set({ ...selectionOf(given), parameters });
     },
   );
+}
+
+/** What is known of migrations before and after them. */
+function addForecasts(program: Command, actions: Actions): void {
+  withMigration(
+    withSelection(program.command("plan").description("say what a migration would come to, by measuring guest and link for some seconds")),
+  )
+    .addArgument(targetArgument())
+    .addOption(modeOption())
+    .addOption(guestOption())
+    .addOption(jsonOption())
+    .action(async (to, given) => {
+      await actions.plan({ ...selectionOf(given), to, guest: given.guest, parameters: parametersOf(given), isJson: given.json === true });
+    });
+  withSelection(program.command("dirty-rate").description("how many different pages the guest writes within 0.01 to 3 s"))
+    .addOption(guestOption())
+    .addOption(jsonOption())
+    .action((given) => actions.dirtyRate({ ...selectionOf(given), guest: given.guest, isJson: given.json === true }));
+  program
+    .command("history")
+    .description("what migrations from an agent were expected to come to, and what they came to; the agent need not run")
+    .addOption(option("--name <NAME>", "name of the agent on this host", parseName).default("default"))
+    .addOption(stateDirOption())
+    .addOption(option("--last <COUNT>", "so many of the last ones; 1 to 10000", parseWhole(1, 10_000)).default(20))
+    .addOption(jsonOption())
+    .action((given) => actions.history({ stateDir: stateDirOf(given), last: given.last, isJson: given.json === true }));
 }
 
 /** Who owns a guest, when two agents do not settle it by themselves. */
@@ -851,6 +918,7 @@ export function buildProgram(actions: Actions, output: OutputConfiguration = {})
   addSource(program, actions);
   addTarget(program, actions);
   addCommands(program, actions);
+  addForecasts(program, actions);
   addOwnership(program, actions);
   addNetwork(program, actions);
   addDemo(program, actions);

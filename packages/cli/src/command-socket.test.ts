@@ -29,6 +29,8 @@ const REPORT: MigrationReport = {
   "query-migrate": { status: "completed" },
   iterations: [],
   "downtime-breakdown": null,
+  forecasts: [],
+  outcome: null,
   clocks: { "source-ms": 1, "host-ms": null, "guest-ms": null, "client-ms": null },
   "digest-equal": true,
   audit: null,
@@ -60,6 +62,8 @@ afterEach(async () => {
 async function listen(handlers: Partial<Handlers> = {}, at = path): Promise<CommandSocket> {
   const socket = await CommandSocket.listen(at, {
     migrate: () => Promise.resolve(REPORT),
+    plan: () => assert.fail("nobody asked for this"),
+    dirtyRate: () => assert.fail("nobody asked for this"),
     status: () => STATUS,
     cancel: () => Promise.resolve(),
     set: () => DEFAULT_PARAMETERS,

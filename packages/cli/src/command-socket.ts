@@ -11,7 +11,15 @@ import {
   fillParameters,
   isErrorCode,
 } from "@precopy/protocol";
-import type { LiveParameters, MigrationParameters, MigrationReport, Ownership, ProgressEvent } from "@precopy/protocol";
+import type {
+  DirtyRate,
+  LiveParameters,
+  MigrationParameters,
+  MigrationPlanReport,
+  MigrationReport,
+  Ownership,
+  ProgressEvent,
+} from "@precopy/protocol";
 import { z } from "zod";
 import type { AgentStatus } from "./render.js";
 
@@ -58,8 +66,11 @@ const parameters = z.strictObject({
   congestionControl: z.string().exactOptional(),
 }) satisfies z.ZodType<Partial<MigrationParameters>>;
 const migrate = z.strictObject({ command: z.literal("migrate"), to: z.string().min(1).max(300), guest: name.exactOptional(), parameters });
+const plan = z.strictObject({ command: z.literal("plan"), to: z.string().min(1).max(300), guest: name.exactOptional(), parameters });
 const request = z.discriminatedUnion("command", [
   migrate,
+  plan,
+  z.strictObject({ command: z.literal("dirty-rate"), guest: name.exactOptional() }),
   z.strictObject({ command: z.literal("status") }),
   z.strictObject({ command: z.literal("cancel") }),
   z.strictObject({ command: z.literal("set"), parameters: z.strictObject(live) }),
@@ -80,6 +91,7 @@ const answer = z.union([
 
 /** `to` is HOST:PORT; `parameters` holds only what was asked for. */
 export type MigrateRequest = z.infer<typeof migrate>;
+export type PlanRequest = z.infer<typeof plan>;
 export type AgentRequest = z.infer<typeof request>;
 
 /** An operator's decision about a guest that nobody else can decide about. */
@@ -116,6 +128,9 @@ export interface WhoOwnsAnswer {
 export interface Handlers {
   /** Runs to the end even if the client leaves; nobody reads its events then. */
   migrate(request: MigrateRequest, onEvent: (event: ProgressEvent) => void): Promise<MigrationReport>;
+  plan(request: PlanRequest): Promise<MigrationPlanReport>;
+  /** @param guest undefined: the one that the agent holds. */
+  dirtyRate(guest: string | undefined): Promise<DirtyRate>;
   status(): AgentStatus;
   cancel(): Promise<void>;
   /** Changes the migration in progress; returns all its parameters as they are then. */
@@ -314,6 +329,11 @@ export class CommandSocket {
       case "migrate":
         fillParameters(asked.parameters); // refuses what is out of range
         return this.#handlers.migrate(asked, (event) => this.#send(socket, event));
+      case "plan":
+        fillParameters(asked.parameters); // as for `migrate`
+        return this.#handlers.plan(asked);
+      case "dirty-rate":
+        return this.#handlers.dirtyRate(asked.guest);
       case "status":
         return this.#handlers.status();
       case "cancel":
@@ -360,7 +380,8 @@ export class CommandSocket {
 }
 
 /**
- * Asks the agent at `path` and resolves with its result: a MigrationReport, AgentStatus, MigrationParameters, Resolution or WhoOwnsAnswer; null for cancel.
+ * Asks the agent at `path` and resolves with its result: a MigrationReport, MigrationPlanReport, DirtyRate, AgentStatus, MigrationParameters, Resolution or
+ * WhoOwnsAnswer; null for cancel.
  * @param onEvent of the migration that was asked for.
  * @throws {MigrationError} ERR_NO_AGENT if nobody answers, ERR_BAD_MESSAGE, and whatever the agent refuses or fails with.
  */

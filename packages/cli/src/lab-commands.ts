@@ -123,6 +123,7 @@ function guestArguments(options: DemoOptions): string[] {
     ...["--dirty-rate", String(options.dirtyPagesPerSecond)],
     ...["--working-set", String(options.workingSetBytes)],
     ...["--hot-fraction", String(options.hotFraction)],
+    ...["--write-pattern", options.writePattern],
   ];
 }
 

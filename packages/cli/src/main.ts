@@ -6,6 +6,7 @@ import { buildProgram } from "./args.js";
 import { runBench } from "./bench-command.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
 import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
+import { runDirtyRate, runHistory, runPlan } from "./forecast-commands.js";
 import { runCancel, runMigrate, runResolve, runSet, runStatus, runWhoOwns } from "./migrate-commands.js";
 import { StopSwitch } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
@@ -47,6 +48,9 @@ try {
     source: async (options) => finish(await runSource(options, run)),
     target: async (options) => finish(await runTarget(options, run)),
     migrate: (options) => runMigrate(options, run),
+    plan: (options) => runPlan(options, run),
+    dirtyRate: (options) => runDirtyRate(options, run),
+    history: async (options) => runHistory(options, run),
     status: (options) => runStatus(options, run),
     cancel: (options) => runCancel(options),
     set: (options) => runSet(options),

@@ -29,6 +29,8 @@ async function listen(handlers: Partial<Handlers>): Promise<void> {
   const never = (): never => assert.fail("nobody asked for this");
   agent = await CommandSocket.listen(socket, {
     migrate: never,
+    plan: never,
+    dirtyRate: never,
     status: never,
     cancel: never,
     set: never,

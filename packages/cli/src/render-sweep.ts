@@ -1,6 +1,6 @@
 import { bestOf, summarize } from "@precopy/lab";
 import type { SweepResult, SweepSetting, SweepSummary } from "@precopy/lab";
-import { bandwidth, bytes, count, milliseconds, paint, paragraph, row, shown, time } from "./render.js";
+import { bandwidth, bytes, count, milliseconds, paint, paragraph, row, shown, time } from "./figures.js";
 
 const WIDTHS = [6, 2, -5, -6, 7, 8, 6, 4, 8, 11, 5] as const;
 const HEADER = [

@@ -61,6 +61,8 @@ function report(mode: MigrationParameters["mode"] = "precopy", ms = 12.34, more:
     },
     iterations: [{}, {}],
     "downtime-breakdown": { pause: 1.2, collect: 0.5, transfer: 6.4, prepare: 3.2, commit: 1.04 },
+    forecasts: [],
+    outcome: null,
     clocks: { "source-ms": ms, "host-ms": null, "guest-ms": ms - 1, "client-ms": null },
     "digest-equal": true,
     audit: { pages: 262_144, mismatched: 0, ms: 120 },

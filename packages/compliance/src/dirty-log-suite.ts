@@ -72,6 +72,25 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
       }),
     );
 
+    it("tells by peek what was written so far, and forgets none of it: the next collection lists all of it", { skip }, () =>
+      withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, access, log }) => {
+        assert.throws(() => log.peek(new Bitmap(memory.pages)), { code: "ERR_NOT_TRACKING" });
+        log.start(new Bitmap(memory.pages));
+        const peeked = (): number[] => listed(memory, (into) => log.peek(into));
+        assert.deepEqual(peeked(), []);
+        access.storeU32(9 * PAGE_BYTES, 1);
+        assertListed(peeked(), [9]);
+        access.storeU32(3000 * PAGE_BYTES, 1);
+        access.storeU32(9 * PAGE_BYTES, 2);
+        for (let look = 0; look < 3; look++) assertListed(peeked(), [9, 3000]);
+        assertListed(
+          listed(memory, (into) => log.collect(into)),
+          [9, 3000],
+        );
+        assert.deepEqual(peeked(), []);
+      }),
+    );
+
     it("refuses a collection before start and after stop with ERR_NOT_TRACKING", { skip }, () =>
       withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, log }) => {
         assert.throws(() => log.collect(new Bitmap(memory.pages)), { code: "ERR_NOT_TRACKING" });

@@ -1,5 +1,6 @@
 export * from "./dirty-demand.js";
 export * from "./estimate.js";
+export * from "./forecast.js";
 export * from "./hold-back.js";
 export * from "./migration.js";
 export * from "./policy.js";
@@ -12,3 +13,4 @@ export * from "./throttling.js";
 export * from "./verdict.js";
 export * from "./simulator.js";
 export * from "./source-handover.js";
+export * from "./writer-models.js";

@@ -77,7 +77,7 @@ export function decide(history: readonly RoundOutlook[], parameters: PolicyParam
   // Once it was within the limit, and another round was to make it better: what it was then it can be again.
   const wasWithin = history.some(({ expectedDowntimeMs }) => expectedDowntimeMs <= downtimeLimitMs);
   const isHopeless = isStalled(history, STALLED_ROUNDS) && !wasWithin && !mayThrottleMore(history, parameters);
-  if (history.length >= ROUNDS_MAX || isHopeless) return { action: "give up", reason: verdict(history, parameters).text };
+  if (history.length >= ROUNDS_MAX || isHopeless) return { action: "give up", reason: verdict(history, parameters, true).text };
   const throttlePercent = parameters.throttle === "auto-converge" ? nextStep(history, parameters) : undefined;
   const reason = `expected ${expected.toFixed(0)} ms is over the limit`;
   if (throttlePercent === undefined) return { action: "next round", reason };

@@ -130,7 +130,7 @@ async function sendRounds(
       throttlePercent,
       xbzrle: transfer.xbzrle,
       decision: describe(decision),
-      verdict: verdict(history, parameters()),
+      verdict: verdict(history, parameters(), decision.action === "give up"),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
     if (decision.action === "switch over") holdBack?.release(bitmap);

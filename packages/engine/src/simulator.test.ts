@@ -4,6 +4,7 @@ import { DEFAULT_PARAMETERS } from "@precopy/protocol";
 import fc from "fast-check";
 import { TYPICAL_COSTS, simulate } from "./simulator.js";
 import type { ModelGuest, ModelLink } from "./simulator.js";
+import { randomWriter, sequentialWriter } from "./writer-models.js";
 
 const GIB_PAGES = 2 ** 18;
 const GBIT: ModelLink = { bytesPerSecond: 117_000_000, roundTripMs: 0.3 };
@@ -12,7 +13,7 @@ const PAGES_PER_SECOND = GBIT.bytesPerSecond / TYPICAL_COSTS.wireBytesPerPage;
 const writer = (ofLink: number): ModelGuest => ({
   pages: 2 * GIB_PAGES,
   populatedPages: GIB_PAGES,
-  vcpus: [{ pagesPerSecond: ofLink * PAGES_PER_SECOND, workingSetPages: GIB_PAGES }],
+  vcpus: [randomWriter(ofLink * PAGES_PER_SECOND, GIB_PAGES)],
 });
 
 describe("simulate", () => {
@@ -34,8 +35,7 @@ describe("simulate", () => {
   });
 
   it("one that writes page after page leaves exactly its share of every round, so at nine tenths of the link the migration takes ten times as long", async () => {
-    const [vcpu] = writer(0.9).vcpus;
-    const guest = { ...writer(0), vcpus: [{ ...vcpu!, pattern: "sequential" as const }] };
+    const guest = { ...writer(0), vcpus: [sequentialWriter(0.9 * PAGES_PER_SECOND, GIB_PAGES)] };
     const [busy, idle] = [await simulate(guest, GBIT), await simulate(writer(0), GBIT)];
     assert.equal(busy.failure, undefined);
     assert.ok(Math.abs((busy.rounds[3]?.dirtyPages ?? 0) / (busy.rounds[2]?.dirtyPages ?? 1) - 0.9) < 0.01);
@@ -68,7 +68,7 @@ describe("simulate", () => {
 
   it("a fixed limit holds each vCPU under it, and the quiet one is left alone", async () => {
     const guest = writer(2);
-    const vcpus = [...guest.vcpus, { pagesPerSecond: 100, workingSetPages: 1000 }];
+    const vcpus = [...guest.vcpus, randomWriter(100, 1000)];
     const limited = { throttle: "dirty-limit", vcpuDirtyLimitBytesPerSecond: 20_000_000 } as const;
     const { failure, rounds } = await simulate({ ...guest, vcpus }, GBIT, limited);
     assert.equal(failure, undefined);
@@ -86,7 +86,7 @@ describe("simulate", () => {
 
   it("many times the link is many times faster where the writer does not fight it, and more than that where it does", async () => {
     const ratio = async (pagesPerSecond: number): Promise<number> => {
-      const guest = { ...writer(0), vcpus: [{ pagesPerSecond, workingSetPages: GIB_PAGES }] };
+      const guest = { ...writer(0), vcpus: [randomWriter(pagesPerSecond, GIB_PAGES)] };
       const slow = await simulate(guest, GBIT, { throttle: "sdps", throttleTriggerThresholdPercent: 90 });
       const fast = await simulate(guest, { ...GBIT, bytesPerSecond: 4 * GBIT.bytesPerSecond }, { throttle: "sdps" });
       return slow.totalMs / fast.totalMs;
@@ -110,7 +110,7 @@ describe("simulate", () => {
         const guest: ModelGuest = {
           pages: 2 * GIB_PAGES,
           populatedPages: GIB_PAGES,
-          vcpus: Array.from({ length: vcpus }, () => ({ pagesPerSecond, workingSetPages })),
+          vcpus: Array.from({ length: vcpus }, () => randomWriter(pagesPerSecond, workingSetPages)),
         };
         const { failure, downtimeMs } = await simulate(guest, { bytesPerSecond, roundTripMs: 0.3 }, { throttle: "sdps", downtimeLimitMs });
         assert.equal(failure, undefined, failure?.message);

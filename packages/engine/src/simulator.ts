@@ -1,26 +1,20 @@
 import { Bitmap } from "@precopy/guest";
 import type { VcpuActivity } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, fillParameters } from "@precopy/protocol";
-import type { MigrationParameters, RoundProgress } from "@precopy/protocol";
+import type { DowntimeBreakdown, MigrationParameters, RoundProgress } from "@precopy/protocol";
 import type { GuestPort, LinkPort, RoundTransfer, Timer } from "./ports.js";
 import { preCopy } from "./round-loop.js";
 import type { RoundLoopPorts } from "./round-loop.js";
 import { Throttling } from "./throttling.js";
-
-/** A vCPU that writes pages of a working set of its own. */
-export interface ModelVcpu {
-  /** random (default): each write goes to a page drawn at random, so a page may be written many times. sequential: to one page after another, in order. */
-  readonly pattern?: "random" | "sequential";
-  /** Writes a second, if nothing is withheld. */
-  readonly pagesPerSecond: number;
-  readonly workingSetPages: number;
-}
+import type { ModelVcpu } from "./writer-models.js";
 
 export interface ModelGuest {
   /** Of its memory, all of them. */
   readonly pages: number;
   /** With data, so that the first round sends them; working sets lie among them. */
   readonly populatedPages: number;
+  /** Written once and full of zeros, so that the first round looks at them and sends nothing; 0 if left out. */
+  readonly zeroPages?: number;
   readonly vcpus: readonly ModelVcpu[];
 }
 
@@ -31,6 +25,12 @@ export interface ModelLink {
 
 /** What does not depend on how much is sent, measured on real hosts by a rehearsal. Times in ms. */
 export interface ModelCosts {
+  /** From the command to where the dirty log is started: connection, admission, page channels. */
+  readonly setupMs: number;
+  /** Starting the dirty log, with the list of what is populated. */
+  readonly listMs: number;
+  /** For each page of zeros. */
+  readonly zeroPageMs: number;
   readonly pauseMs: number;
   readonly resumeMs: number;
   /** Of a collection, whatever it finds. */
@@ -45,6 +45,9 @@ export interface ModelCosts {
 }
 
 export const TYPICAL_COSTS: ModelCosts = {
+  setupMs: 0,
+  listMs: 0.5,
+  zeroPageMs: 0.0002,
   pauseMs: 0.3,
   resumeMs: 0.3,
   collectMs: 0.5,
@@ -64,6 +67,8 @@ export interface Simulated {
   readonly totalMs: number;
   /** 0 if it failed. */
   readonly downtimeMs: number;
+  /** Its parts; undefined if it failed. */
+  readonly breakdown: DowntimeBreakdown | undefined;
   readonly bytes: number;
   /** Share of its time that the guest lost to throttling before the pause, 0 to 1. */
   readonly lostShare: number;
@@ -74,9 +79,6 @@ interface Ticker {
   readonly work: () => void;
   nextMs: number;
 }
-
-/** Nothing changes faster than this in the model. */
-const STEP_MS = 10;
 
 /** Time that passes only when somebody waits for it; the guest runs meanwhile. */
 class World {
@@ -97,7 +99,7 @@ class World {
   /** @param onStep told how many ms have passed, at each step. */
   pass(ms: number, onStep: (ms: number) => void = () => {}): void {
     for (const end = this.nowMs + ms; this.nowMs < end; ) {
-      const next = Math.min(end, this.nowMs + STEP_MS, ...[...this.#tickers].map(({ nextMs }) => nextMs));
+      const next = Math.min(end, ...[...this.#tickers].map(({ nextMs }) => nextMs));
       const stepMs = Math.max(next - this.nowMs, 0);
       this.#guest.run(stepMs);
       this.nowMs = next;
@@ -113,6 +115,8 @@ class World {
 /** Of each vCPU how many pages of its working set are dirty; which ones they are makes no difference to the model. */
 class RunningModel {
   readonly #guest: ModelGuest;
+  /** Of each vCPU, since the last collection, not counting what was withheld. */
+  readonly #ranMs: number[];
   readonly #dirty: number[];
   readonly #dirtied: number[];
   readonly #withheldMs: number[];
@@ -122,6 +126,7 @@ class RunningModel {
 
   constructor(guest: ModelGuest) {
     this.#guest = guest;
+    this.#ranMs = guest.vcpus.map(() => 0);
     this.#dirty = guest.vcpus.map(() => 0);
     this.#dirtied = guest.vcpus.map(() => 0);
     this.#withheldMs = guest.vcpus.map(() => 0);
@@ -130,15 +135,13 @@ class RunningModel {
   run(ms: number): void {
     if (this.#isPaused) return;
     this.ranMs += ms;
-    this.#guest.vcpus.forEach(({ pattern = "random", pagesPerSecond, workingSetPages }, at) => {
+    this.#guest.vcpus.forEach((vcpu, at) => {
       const share = this.#shares[at] ?? 0;
       this.#withheldMs[at]! += share * ms;
-      const clean = workingSetPages - this.#dirty[at]!;
-      const writes = (pagesPerSecond * (1 - share) * ms) / 1000;
-      // So many writes to pages drawn at random leave that part of the clean ones clean.
-      const written = pattern === "sequential" ? Math.min(writes, clean) : clean * (1 - Math.exp(-writes / workingSetPages));
-      this.#dirty[at]! += written;
-      this.#dirtied[at]! += written;
+      this.#ranMs[at]! += (1 - share) * ms;
+      const dirty = vcpu.distinctPages(this.#ranMs[at]!);
+      this.#dirtied[at]! += dirty - this.#dirty[at]!;
+      this.#dirty[at] = dirty;
     });
   }
 
@@ -148,7 +151,7 @@ class RunningModel {
     this.#guest.vcpus.forEach(({ workingSetPages }, at) => {
       const pages = Math.round(this.#dirty[at]!);
       if (pages > 0) into.setRun(first, pages);
-      this.#dirty[at] = 0;
+      this.#dirty[at] = this.#ranMs[at] = 0;
       first += workingSetPages;
     });
   }
@@ -172,7 +175,7 @@ class RunningModel {
 
 /**
  * Runs the real round loop, policy and controllers against a model of guest and link, in no time. The pause is the same sum of parts as a real one.
- * @param parameters `mode` is precopy in any case. @throws {MigrationError} ERR_PARAMETER
+ * @throws {MigrationError} ERR_PARAMETER
  */
 export async function simulate(
   guest: ModelGuest,
@@ -189,9 +192,13 @@ export async function simulate(
   const rounds: RoundProgress[] = [];
   let sentPages = 0;
   let bytes = 0;
+  let zerosLeft = guest.zeroPages ?? 0;
   const send = (pages: Bitmap, bytesPerSecond: number): RoundTransfer => {
     const started = world.nowMs;
     const normalPages = pages.count();
+    const zeroPages = zerosLeft;
+    zerosLeft = 0; // whoever writes into them writes data
+    world.pass(zeroPages * costs.zeroPageMs);
     const wireBytes = normalPages * costs.wireBytesPerPage;
     const sendingMs = (wireBytes / bytesPerSecond) * 1000;
     world.pass(sendingMs, (ms) => {
@@ -199,7 +206,7 @@ export async function simulate(
     });
     bytes += wireBytes;
     world.pass(costs.roundMs + link.roundTripMs / 2);
-    return { normalPages, zeroPages: 0, bytes: wireBytes, ms: world.nowMs - started };
+    return { normalPages, zeroPages, bytes: wireBytes, ms: world.nowMs - started };
   };
   const cap = parameters.maxBandwidthBytesPerSecond;
   const capped = cap === 0 ? link.bytesPerSecond : Math.min(cap, link.bytesPerSecond);
@@ -213,54 +220,69 @@ export async function simulate(
     world.pass(costs.collectMs);
     return costs.collectMs;
   };
+  const list = (into: Bitmap): number => {
+    if (guest.populatedPages > 0) into.setRun(0, guest.populatedPages);
+    world.pass(costs.listMs);
+    return costs.listMs;
+  };
   const ports: RoundLoopPorts = {
     clock: () => world.nowMs,
     resumeMs: costs.resumeMs,
     link: simulatedLink,
     guest: { probeMs: () => costs.pauseMs },
     dirty: {
-      start: async (into) => {
-        if (guest.populatedPages > 0) into.setRun(0, guest.populatedPages);
-        world.pass(costs.collectMs);
-        return costs.collectMs;
-      },
+      start: async (into) => list(into),
       collect: async (into) => collect(into),
     },
   };
-  const throttling = new Throttling({ clock: ports.clock, every: world.every, link: simulatedLink, guest: model.port }, () => parameters);
+  const throttled = { clock: ports.clock, every: world.every, link: simulatedLink, guest: model.port };
   const { timeoutMs, timeoutAction } = parameters;
   const isTimeUp = (): boolean => timeoutMs > 0 && world.nowMs >= timeoutMs;
   const isForced = (): boolean => timeoutAction === "force" && isTimeUp();
-  const done = (failure: MigrationError | undefined, downtimeMs: number): Simulated => ({
+  const done = (failure: MigrationError | undefined, breakdown?: DowntimeBreakdown): Simulated => ({
     isSimulated: true,
     failure,
     rounds,
     totalMs: world.nowMs,
-    downtimeMs,
+    downtimeMs: breakdown === undefined ? 0 : Object.values(breakdown).reduce((sum, ms) => sum + ms, 0),
+    breakdown,
     bytes,
     lostShare: model.lostShare,
   });
   try {
+    world.pass(costs.setupMs);
+    const isLive = parameters.mode === "precopy";
     const plan = { pages: guest.pages, acceptedAtMs: 0, parameters: () => parameters, isForced };
-    const { remaining } = await preCopy(plan, ports, throttling, (round) => {
-      rounds.push(round);
-      if (isTimeUp() && !isForced()) throw new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`);
-    });
-    const pausedAt = world.nowMs;
+    const rounded = isLive
+      ? await preCopy(plan, ports, new Throttling(throttled, () => parameters), (round) => {
+          rounds.push(round);
+          if (isTimeUp() && !isForced()) throw new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`);
+        })
+      : undefined;
+    const remaining = rounded?.remaining ?? new Bitmap(guest.pages);
     world.pass(costs.pauseMs);
     model.pause();
-    collect(remaining);
-    send(remaining, link.bytesPerSecond);
-    world.pass(costs.prepareMs + costs.commitMs + 2 * link.roundTripMs + costs.resumeMs);
-    return done(undefined, world.nowMs - pausedAt);
+    const collectMs = isLive ? collect(remaining) : list(remaining);
+    const { ms } = send(remaining, link.bytesPerSecond);
+    const endMs = costs.roundMs + link.roundTripMs / 2; // of `ms`: the last page was handed over before
+    const prepareMs = costs.prepareMs + link.roundTripMs;
+    const commitMs = costs.commitMs + link.roundTripMs + costs.resumeMs;
+    world.pass(prepareMs + commitMs);
+    return done(undefined, {
+      pause: costs.pauseMs,
+      collect: collectMs,
+      transfer: ms - endMs,
+      prepare: endMs + prepareMs,
+      commit: commitMs,
+    });
   } catch (thrown) {
-    return done(MigrationError.from(thrown), 0);
+    return done(MigrationError.from(thrown));
   }
 }
 
 function checkModel({ pages, populatedPages, vcpus }: ModelGuest, { bytesPerSecond }: ModelLink): void {
   const written = vcpus.reduce((sum, { workingSetPages }) => sum + workingSetPages, 0);
-  const isSound = vcpus.every(({ pagesPerSecond, workingSetPages }) => pagesPerSecond >= 0 && workingSetPages >= 1);
+  const isSound = vcpus.every((vcpu) => vcpu.distinctPages(1000) >= 0 && vcpu.workingSetPages >= 1);
   if (populatedPages > pages || written > pages || !isSound || !(bytesPerSecond > 0))
     throw new MigrationError("ERR_PARAMETER", "A model needs a link that carries something, and a guest whose working sets fit into it");
 }

@@ -35,6 +35,15 @@ describe("verdict", () => {
     assert.equal(converges, true);
     assert.match(text, /it gets there$/);
   });
+  it("of one that is slower than its link and was given up: the pause has parts that do not depend on it", () => {
+    const { converges, text } = verdict(
+      [outlook({ dirtyPagesPerSecond: 10_000, expectedDowntimeMs: 8.2 })],
+      { ...DEFAULT_PARAMETERS, downtimeLimitMs: 1 },
+      true,
+    );
+    assert.equal(converges, false);
+    assert.match(text, /; what would help: --downtime-limit 9$/);
+  });
   it("of one that is within the limit: it can be switched over, however much it dirties", () => {
     const { converges, text } = verdict([outlook({ expectedDowntimeMs: 300 })], DEFAULT_PARAMETERS);
     assert.equal(converges, true);

@@ -73,6 +73,11 @@ export class BarrierDirtyLog implements DirtyLog {
       if (Atomics.load(this.#marks, word) !== 0) into.words[word]! |= Atomics.exchange(this.#marks, word, 0);
   }
 
+  peek(into: Bitmap): void {
+    if (!this.#isArmed) throw new MigrationError("ERR_NOT_TRACKING", "peek() before start()");
+    for (let word = 0; word < this.#marks.length; word++) into.words[word]! |= Atomics.load(this.#marks, word);
+  }
+
   stop(): void {
     this.#isArmed = false;
   }

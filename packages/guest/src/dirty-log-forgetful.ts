@@ -31,6 +31,10 @@ export class ForgetfulDirtyLog implements DirtyLog {
     });
   }
 
+  peek(into: Bitmap): void {
+    this.#log.peek(into);
+  }
+
   stop(): void {
     this.#log.stop();
   }

@@ -1,7 +1,7 @@
 import { PagemapScanner, WriteProtection, addressOf, hostPageBytes, isLinuxAvailable } from "@precopy/linux";
-import type { AddressRange } from "@precopy/linux";
+import type { AddressRange, VisitRun } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
-import type { Bitmap } from "./bitmap.js";
+import { Bitmap } from "./bitmap.js";
 import type { DirtyLog, FirstList } from "./dirty-log.js";
 import { newSharedMemory } from "./webassembly.js";
 
@@ -53,14 +53,30 @@ export class MmuDirtyLog implements DirtyLog {
     into.setRun(0, into.pages);
   }
 
+  peek(into: Bitmap): void {
+    if (this.#armed === undefined) throw new MigrationError("ERR_NOT_TRACKING", "peek() before start()");
+    const { scanner } = this.#armed;
+    this.#visit(
+      (range, visit) => scanner.listWritten(range, visit),
+      (first, pages) => into.setRun(first, pages),
+    );
+  }
+
   #take(into: Bitmap, mayListZeroPages: boolean): void {
-    let page = 0;
+    this.#visit(
+      (range, visit) => this.#armed?.scanner.takeWritten(range, visit),
+      (first, pages, isZeroPage) => {
+        if (mayListZeroPages || !isZeroPage) into.setRun(first, pages);
+      },
+    );
+  }
+
+  /** All ranges, with pages counted over all of them. */
+  #visit(scan: (range: AddressRange, visit: VisitRun) => void, visit: VisitRun): void {
+    let base = 0;
     for (const range of this.#ranges) {
-      const base = page;
-      this.#armed?.scanner.takeWritten(range, (first, pages, isZeroPage) => {
-        if (mayListZeroPages || !isZeroPage) into.setRun(base + first, pages);
-      });
-      page += range.bytes / PAGE_BYTES;
+      scan(range, (first, pages, isZeroPage) => visit(base + first, pages, isZeroPage));
+      base += range.bytes / PAGE_BYTES;
     }
   }
 
@@ -70,6 +86,22 @@ export class MmuDirtyLog implements DirtyLog {
     this.#armed = undefined;
   }
 }
+
+const COSTED_BYTES = 2 * 2 ** 20;
+
+/** What the first write to an armed page costs the writer here and now, ms; measured on memory of its own. @throws {MigrationError} ERR_SYSTEM_CALL */
+export function firstWriteMs(): number {
+  costed ??= new Uint8Array(newSharedMemory(COSTED_BYTES).buffer).fill(1); // V8 never gives shared memory back
+  const pages = COSTED_BYTES / PAGE_BYTES;
+  const log = new MmuDirtyLog([{ address: addressOf(costed), bytes: COSTED_BYTES }]);
+  log.start(new Bitmap(pages));
+  const started = performance.now();
+  for (let at = 0; at < COSTED_BYTES; at += PAGE_BYTES) costed[at]!++;
+  const ms = performance.now() - started;
+  log.stop();
+  return ms / pages;
+}
+let costed: Uint8Array | undefined;
 
 /** Undefined if it works here, else why not. Found by doing it: arms one page, writes it, and looks whether the log saw it. */
 export function whyNoMmuDirtyLog(): string | undefined {

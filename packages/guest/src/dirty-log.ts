@@ -26,6 +26,11 @@ export interface DirtyLog {
    * @see Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
    */
   collect(into: Bitmap): void;
+  /**
+   * Adds to `into` what `collect` would, and forgets nothing: the next call finds the same pages and more. For whoever wants to know how many there are.
+   * @throws {MigrationError} ERR_NOT_TRACKING before `start()`.
+   */
+  peek(into: Bitmap): void;
   /** Disarms; writes are as cheap again as if it had never run. Harmless when not armed. */
   stop(): void;
 }

@@ -25,3 +25,4 @@ export * from "./vcpu.js";
 export type { VcpuRegisters } from "./vcpu-thread.js";
 export * from "./workload.js";
 export * from "./webassembly.js";
+export type { WritePattern } from "./write-pattern.js";

@@ -68,6 +68,42 @@ for (const kind of ["barrier", "mmu"] as const)
         await assert.rejects(service.collect(new Bitmap(256)), { code: "ERR_NO_GUEST" });
       }));
 
+    it("lists what a first round would look at, and arms nothing", () =>
+      withService(kind, MIB, async ({ service, access, pagesOf }) => {
+        for (const page of [3, 200]) access.storeU32(page * PAGE_BYTES, 1);
+        for (let time = 0; time < 2; time++) assert.deepEqual(await pagesOf((into) => service.list(into)), [3, 200]);
+        await assert.rejects(service.peek(new Bitmap(256)), { code: "ERR_NOT_TRACKING" });
+        assert.deepEqual(await pagesOf((into) => service.start(into)), [3, 200]);
+        access.storeU32(7 * PAGE_BYTES, 1);
+        for (let time = 0; time < 2; time++) assert.deepEqual(await pagesOf((into) => service.peek(into)), [7]);
+        assert.deepEqual(await pagesOf((into) => service.collect(into)), [7]);
+      }));
+
+    it("watches some pages and no others, by as many looks as one likes, and leaves the dirty log as it was", () =>
+      withService(kind, MIB, async ({ service, memory, access, pagesOf }) => {
+        access.fill(0, MIB, 1);
+        const watched = new Bitmap(memory.pages);
+        for (const [first, pages] of [
+          [10, 20],
+          [100, 1],
+          [250, 6],
+        ] as const)
+          watched.setRun(first, pages);
+        await service.watch(watched);
+        const look = (): Promise<number[]> =>
+          pagesOf(async (into) => {
+            await service.look(into);
+            return 0;
+          });
+        assert.deepEqual(await look(), []);
+        for (const page of [9, 10, 29, 30, 99, 100, 255]) access.storeU32(page * PAGE_BYTES, 7);
+        for (let time = 0; time < 2; time++) assert.deepEqual(await look(), [10, 29, 100, 255]);
+        await service.unwatch();
+        assert.equal((await pagesOf((into) => service.start(into))).length, memory.pages);
+        access.storeU32(5 * PAGE_BYTES, 9);
+        assert.deepEqual(await pagesOf((into) => service.collect(into)), [5]);
+      }));
+
     it("audits a frozen image: nothing if all hashes are of what is there, one page if one is stale", () =>
       withService(kind, MIB, async ({ service, memory, access }) => {
         const table = allocateHashTable(memory.pages);

@@ -48,6 +48,30 @@ export class MemoryService {
     return (await this.#perform({ task: "collect", into: into.words })).ms;
   }
 
+  /** See DirtyLog.peek. */
+  async peek(into: Bitmap): Promise<number> {
+    return (await this.#perform({ task: "peek", into: into.words })).ms;
+  }
+
+  /** Adds what a first round would have to look at, and changes nothing. Resolves with the ms it took. */
+  async list(into: Bitmap): Promise<number> {
+    return (await this.#perform({ task: "list", into: into.words })).ms;
+  }
+
+  /** Watches these pages, and no others, until `unwatch`. Not while the dirty log is armed. */
+  async watch(pages: Bitmap): Promise<void> {
+    await this.#perform({ task: "watch", pages: pages.words });
+  }
+
+  /** Adds the watched pages that were written since `watch`. */
+  async look(into: Bitmap): Promise<void> {
+    await this.#perform({ task: "look", into: into.words });
+  }
+
+  async unwatch(): Promise<void> {
+    await this.#perform({ task: "unwatch" });
+  }
+
   async stop(): Promise<void> {
     await this.#perform({ task: "stop" });
   }

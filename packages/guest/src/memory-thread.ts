@@ -7,6 +7,7 @@ import { BarrierDirtyLog } from "./dirty-log-barrier.js";
 import type { SharedBarrier } from "./dirty-log-barrier.js";
 import { ForgetfulDirtyLog } from "./dirty-log-forgetful.js";
 import { MmuDirtyLog } from "./dirty-log-mmu.js";
+import { partialDirtyLog } from "./dirty-log-partial.js";
 import type { DirtyLog, FirstList } from "./dirty-log.js";
 import { GuestMemory } from "./guest-memory.js";
 import type { SharedMemory } from "./guest-memory.js";
@@ -23,8 +24,9 @@ export interface DirtyLogOptions {
 /** Everything that walks a whole guest: it runs here, so that the main thread goes on serving control and network card. */
 export type MemoryTask =
   | ({ readonly task: "attach"; readonly memory: SharedMemory; readonly barrier: SharedBarrier | undefined } & DirtyLogOptions)
-  | { readonly task: "start" | "collect"; readonly into: Uint32Array }
-  | { readonly task: "stop" | "free" | "detach" }
+  | { readonly task: "start" | "collect" | "peek" | "list" | "look"; readonly into: Uint32Array }
+  | { readonly task: "watch"; readonly pages: Uint32Array }
+  | { readonly task: "stop" | "unwatch" | "free" | "detach" }
   | { readonly task: "audit"; readonly hashes: HashTable };
 export type MemoryRequest = MemoryTask & { readonly id: number };
 export type MemoryReply =
@@ -35,16 +37,18 @@ const port = parentPort;
 if (port === null) throw new Error("memory-thread.js runs as a worker");
 
 let memory: GuestMemory | undefined;
+let barrier: SharedBarrier | undefined;
 let log: DirtyLog | undefined;
+/** Of some pages, while nothing is migrated. */
+let watching: DirtyLog | undefined;
 
 function attached(): { memory: GuestMemory; log: DirtyLog } {
   if (memory === undefined || log === undefined) throw new MigrationError("ERR_NO_GUEST", "No guest memory is attached");
   return { memory, log };
 }
 
-/** Every page that holds something, from the page tables where they can be asked; else every page there is. */
-function populatedPages(guest: GuestMemory): Bitmap {
-  const populated = new Bitmap(guest.pages);
+/** Adds every page that holds something, from the page tables where they can be asked; else every page there is. */
+function listPopulated(guest: GuestMemory, populated: Bitmap): void {
   try {
     const scanner = new PagemapScanner();
     try {
@@ -60,7 +64,12 @@ function populatedPages(guest: GuestMemory): Bitmap {
   } catch {
     populated.setRun(0, guest.pages); // no PAGEMAP_SCAN on this kernel: read everything
   }
-  return populated;
+}
+
+/** What a first round would have to look at: as the dirty log would list it, and without arming it. */
+function list(guest: GuestMemory, into: Bitmap): void {
+  if (barrier === undefined) listPopulated(guest, into);
+  else into.join(new Bitmap(guest.pages, barrier.populated));
 }
 
 /**
@@ -70,7 +79,8 @@ function populatedPages(guest: GuestMemory): Bitmap {
 function audit(guest: GuestMemory, table: HashTable): AuditResult {
   const started = performance.now();
   const hashes = new PageHashes(guest, table);
-  const populated = populatedPages(guest);
+  const populated = new Bitmap(guest.pages);
+  listPopulated(guest, populated);
   let mismatched = 0;
   // A page that was sent with data and holds nothing any more was lost just the same.
   for (let page = 0; page < guest.pages; page++)
@@ -85,8 +95,9 @@ function perform(request: MemoryTask): AuditResult | undefined {
   switch (request.task) {
     case "attach": {
       if (memory !== undefined) throw new MigrationError("ERR_INTERNAL", "The memory of another guest is attached");
-      const { barrier, forgetEvery, firstList } = request;
+      const { forgetEvery, firstList } = request;
       memory = new GuestMemory(request.memory);
+      barrier = request.barrier;
       log = barrier === undefined ? new MmuDirtyLog(memory.ranges(), firstList) : new BarrierDirtyLog(barrier, firstList);
       if (forgetEvery > 0) log = new ForgetfulDirtyLog(log, forgetEvery, memory.pages);
       return undefined;
@@ -97,8 +108,25 @@ function perform(request: MemoryTask): AuditResult | undefined {
     case "collect":
       attached().log.collect(new Bitmap(attached().memory.pages, request.into));
       return undefined;
+    case "peek":
+      attached().log.peek(new Bitmap(attached().memory.pages, request.into));
+      return undefined;
     case "stop":
       attached().log.stop();
+      return undefined;
+    case "list":
+      list(attached().memory, new Bitmap(attached().memory.pages, request.into));
+      return undefined;
+    case "watch":
+      watching = partialDirtyLog(attached().memory, barrier, new Bitmap(attached().memory.pages, request.pages));
+      watching.start(new Bitmap(attached().memory.pages)); // what is there already is not of interest
+      return undefined;
+    case "look":
+      watching?.peek(new Bitmap(attached().memory.pages, request.into));
+      return undefined;
+    case "unwatch":
+      watching?.stop();
+      watching = undefined;
       return undefined;
     case "free":
       for (const view of attached().memory.views) if (!isLinuxAvailable) view.fill(0);
@@ -111,7 +139,8 @@ function perform(request: MemoryTask): AuditResult | undefined {
       return undefined;
     case "detach":
       log?.stop();
-      log = undefined;
+      watching?.stop();
+      log = watching = barrier = undefined;
       memory = undefined;
       return undefined;
     case "audit":

@@ -1,4 +1,6 @@
 import type { WorkloadContext } from "./workload.js";
+import { fastestOf, momentOf, patternOf, steadyMs } from "./write-pattern.js";
+import type { WritePattern } from "./write-pattern.js";
 
 /** Writes a step at most, so that a step stays short. */
 const BATCH = 32;
@@ -8,12 +10,13 @@ const REST_MS = 0.5;
 const ARREARS_MS = 50;
 
 /**
- * When a writer writes, by the option `rate` (pages/s, 0 for as fast as it can). A step asks `take` how many writes are due, makes them,
+ * When a writer writes, by the options `rate` (pages/s, 0 for as fast as it can, always) and `pattern` (by the guest's clock). A step asks `take` how many writes are due, makes them,
  * and returns `restMs`. Nothing here survives a migration: a program calls `restart` in `boot` and in `load`.
  */
 export class Pacing {
   readonly #context: Pick<WorkloadContext, "options" | "now">;
   readonly #rate: number;
+  readonly #pattern: WritePattern;
   #startedAtMs: number;
   #elapsedMs = 0; // at the last `take`
   #taken = 0; // since #startedAtMs
@@ -21,6 +24,7 @@ export class Pacing {
   constructor(context: Pick<WorkloadContext, "options" | "now">) {
     this.#context = context;
     this.#rate = Number(context.options["rate"] ?? 0);
+    this.#pattern = patternOf(context.options["pattern"]);
     this.#startedAtMs = context.now();
   }
 
@@ -36,7 +40,7 @@ export class Pacing {
     if (this.#rate === 0) return BATCH;
     this.#elapsedMs = this.#context.now() - this.#startedAtMs;
     const due = this.#due() - this.#taken;
-    if (due > (this.#rate * ARREARS_MS) / 1000 + BATCH) {
+    if (due > (this.#rate * fastestOf(this.#pattern) * ARREARS_MS) / 1000 + BATCH) {
       this.restart();
       return 0;
     }
@@ -48,10 +52,12 @@ export class Pacing {
   /** After the writes of `take`: ms until another one is due, 0 if one is. */
   restMs(): number {
     if (this.#rate === 0 || this.#taken + 1 <= this.#due()) return 0;
-    return Math.max(((this.#taken + 1) * 1000) / this.#rate - this.#elapsedMs, REST_MS);
+    const steady = steadyMs(this.#pattern, this.#startedAtMs) + ((this.#taken + 1) * 1000) / this.#rate;
+    return Math.max(momentOf(this.#pattern, steady) - this.#startedAtMs - this.#elapsedMs, REST_MS);
   }
 
   #due(): number {
-    return (this.#elapsedMs * this.#rate) / 1000;
+    const workMs = steadyMs(this.#pattern, this.#startedAtMs + this.#elapsedMs) - steadyMs(this.#pattern, this.#startedAtMs);
+    return (workMs * this.#rate) / 1000;
   }
 }

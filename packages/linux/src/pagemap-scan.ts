@@ -49,6 +49,13 @@ export class PagemapScanner {
     this.#scan(range, visit);
   }
 
+  /** As `takeWritten`, and leaves all as it is: the next scan finds the same pages, and more. */
+  listWritten(range: AddressRange, visit: VisitRun): void {
+    this.#argument[1] = PM_SCAN_CHECK_WPASYNC;
+    this.#argument[9] = PAGE_IS_WRITTEN;
+    this.#scan(range, visit);
+  }
+
   /** Visits every populated page and changes nothing. */
   listPopulated(range: AddressRange, visit: VisitRun): void {
     this.#argument[1] = 0n;

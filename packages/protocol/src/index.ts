@@ -3,6 +3,7 @@
 export * from "./address.js";
 export type * from "./control.js";
 export * from "./errors.js";
+export type * from "./forecast.js";
 export * from "./frame.js";
 export * from "./journal-entry.js";
 export * from "./limits.js";

@@ -1,4 +1,5 @@
 import type { ErrorCode } from "./errors.js";
+import type { Forecast, ForecastOutcome } from "./forecast.js";
 import type { MigrationParameters } from "./parameters.js";
 import type { SourcePhase } from "./source-state.js";
 
@@ -98,6 +99,8 @@ export type ProgressEvent =
       readonly message: string;
       readonly atMs: number;
     }
+  /** After the first round, if there is more than a moment left. */
+  | { readonly type: "forecast"; readonly forecast: Forecast }
   /** report: once it has ended; absent while it is in doubt. */
   | {
       readonly type: "failed";
@@ -158,6 +161,10 @@ export interface MigrationReport {
   readonly "query-migrate": QueryMigrate;
   readonly iterations: readonly Record<string, unknown>[];
   readonly "downtime-breakdown": DowntimeBreakdown | null;
+  /** What it was expected to come to, by a plan made before it and by its own first round; as far as there were any. */
+  readonly forecasts: readonly Forecast[];
+  /** What it came to, in the same keys; null if it did not complete. */
+  readonly outcome: ForecastOutcome | null;
   readonly clocks: {
     /** The source's: pause asked for, to ACTIVE received. */
     readonly "source-ms": number | null;

@@ -81,6 +81,7 @@ function migration(
     channelLosses: 0,
     controlRejoins: 0,
     resentPages: 0,
+    forecasts: [],
     audit: null,
     guest: {
       epoch: 7,

@@ -1,7 +1,8 @@
+import { downtimeParts } from "@precopy/engine";
 import type { SwitchResult } from "@precopy/engine";
 import type { Guest } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, addXbzrle, formatAddress, qemuStatus, reportParameters } from "@precopy/protocol";
-import type { Address, MigrationReport, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import type { Address, DowntimeParts, Forecast, ForecastRange, MigrationReport, QueryMigrate, RoundProgress } from "@precopy/protocol";
 import type { OutgoingMigration } from "./outgoing-migration.js";
 
 const round2 = (value: number): number => Math.round(value * 100) / 100;
@@ -20,6 +21,7 @@ type Read =
   | "audit"
   | "afterwards"
   | "congestionControl"
+  | "forecasts"
   | "channelLosses"
   | "controlRejoins"
   | "resentPages";
@@ -98,6 +100,26 @@ const iteration = (round: RoundProgress): Record<string, unknown> => ({
   decision: round.decision,
 });
 
+const roundedParts = ({ pause, collect, send, commit }: DowntimeParts): DowntimeParts => ({
+  pause: round2(pause),
+  collect: round2(collect),
+  send: round2(send),
+  commit: round2(commit),
+});
+const roundedRange = ({ low, expected, high }: ForecastRange): ForecastRange => ({
+  low: round2(low),
+  expected: round2(expected),
+  high: round2(high),
+});
+const rounded = (forecast: Forecast): Forecast => ({
+  ...forecast,
+  "total-ms": roundedRange(forecast["total-ms"]),
+  "downtime-ms": roundedRange(forecast["downtime-ms"]),
+  "downtime-parts": roundedParts(forecast["downtime-parts"]),
+  bytes: roundedRange(forecast.bytes),
+  "lost-percent": round2(forecast["lost-percent"]),
+});
+
 /** What is kept of a migration, however it ended. */
 export function migrationReport(
   from: Address,
@@ -124,6 +146,16 @@ export function migrationReport(
             transfer: round2(breakdown.transfer),
             prepare: round2(breakdown.prepare),
             commit: round2(breakdown.commit),
+          },
+    forecasts: migration.forecasts.map(rounded),
+    outcome:
+      result === undefined || breakdown === undefined
+        ? null
+        : {
+            "total-ms": round2(result.totalMs),
+            "downtime-ms": round2(result.downtimeMs),
+            "downtime-parts": roundedParts(downtimeParts(breakdown)),
+            bytes: sum(migration.rounds, ({ bytes }) => bytes),
           },
     clocks: {
       "source-ms": result === undefined ? null : round2(result.downtimeMs),

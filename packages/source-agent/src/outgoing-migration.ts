@@ -1,15 +1,12 @@
 import { randomUUID } from "node:crypto";
-import { endianness } from "node:os";
-import { Migration, SourceHandover } from "@precopy/engine";
+import { Migration, SourceHandover, forecast } from "@precopy/engine";
 import type { FinalState, SwitchResult } from "@precopy/engine";
 import { hostTime } from "@precopy/guest";
 import type { Arbiter, Guest, GuestHost, GuestRegistry, HashTable, ZeroCheck } from "@precopy/guest";
 import {
-  ADMISSION_TIMEOUT_MS,
   ARRIVAL_REPORT_TIMEOUT_MS,
   MigrationError,
   PAGE_BYTES,
-  PROTOCOL_VERSION,
   TIMER_MS_MAX,
   fillParameters,
   formatAddress,
@@ -21,6 +18,7 @@ import type {
   Address,
   AuditResult,
   ControlMessage,
+  Forecast,
   HandoverEffect,
   LiveParameters,
   Message,
@@ -29,22 +27,18 @@ import type {
   RoundProgress,
   SourcePhase,
 } from "@precopy/protocol";
-import {
-  ControlChannel,
-  LaneTable,
-  PageChannel,
-  checkCongestionControl,
-  choosePump,
-  connectPageChannel,
-  peerError,
-} from "@precopy/transport";
+import { ControlChannel, checkCongestionControl, choosePump, peerError } from "@precopy/transport";
 import type { ChannelThreads, PumpKind } from "@precopy/transport";
 import { arbitrationOf } from "./arbitration.js";
 import { Commitment } from "./commitment.js";
 import { ControlLink } from "./control-link.js";
 import type { Attempt } from "./control-link.js";
-import { PageLink } from "./page-link.js";
-import type { LinkEvent } from "./page-link.js";
+import { FirstRound } from "./first-round.js";
+import type { LinkEvent, PageLink } from "./page-link.js";
+import { likelyCosts } from "./plan.js";
+import type { HandoverCosts } from "./plan.js";
+import { beAdmitted, makePageLink, silence } from "./transfer.js";
+import type { Transfer } from "./transfer.js";
 
 /** What an agent can be made to do without, to measure what it saves; all on by default. */
 export interface SourceSwitches {
@@ -63,6 +57,8 @@ export interface SourceAgentOptions extends SourceSwitches {
   readonly arbiter: NamedArbiter | undefined;
   /** Where this agent listens, for the target's operator; undefined if nobody can ask it. */
   address?(): Address | undefined;
+  /** What hand-overs to this target took before; undefined if there were none. For forecasts. */
+  handoverCosts?(to: string): HandoverCosts | undefined;
   onEvent?(event: ProgressEvent): void;
   /** For tests that need this side to stand still, or to die, in one state; awaited after the state was entered. */
   reach?(point: string): Promise<void>;
@@ -74,7 +70,8 @@ export interface NamedArbiter {
   readonly owner: string;
 }
 
-const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
+/** Where the next round lasts at least so long there is time for a forecast, which takes some tens of milliseconds. */
+const FORECAST_ROUND_MS = 500;
 /** For how long events may wait until the guest runs again. */
 const QUIET_MS = 30;
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
@@ -87,6 +84,10 @@ export class OutgoingMigration {
   readonly acceptedAtMs = performance.now();
   readonly rounds: RoundProgress[] = [];
   readonly attempt: Attempt;
+  /** What it was expected to come to, oldest first. */
+  readonly forecasts: Forecast[] = [];
+  readonly #firstRound: FirstRound;
+  #resumeMs = 0;
   readonly #options: SourceAgentOptions;
   readonly handover: SourceHandover;
   readonly #abort = new AbortController();
@@ -101,6 +102,7 @@ export class OutgoingMigration {
   #timer: NodeJS.Timeout | undefined;
   #prepared: Promise<Message<"prepared">> | undefined;
   readonly #untold: ProgressEvent[] = [];
+  #forecasting: (() => Promise<Forecast>) | undefined;
   #telling: NodeJS.Timeout | undefined;
   #isPaused = false;
   #isTimeUp = false;
@@ -128,6 +130,7 @@ export class OutgoingMigration {
     const { id } = guest.manifest;
     this.epoch = Math.max(options.registry.journal.nextEpoch(id), guest.epoch + 1);
     this.attempt = { guest: id, epoch: this.epoch, session: randomUUID() };
+    this.#firstRound = new FirstRound(options.guests.memory, guest.memory.pages);
     const { state, decide } = offer(guest.epoch, this.epoch);
     if (decide !== undefined) this.#record(decide, this.epoch);
     this.handover = new SourceHandover(state, {
@@ -192,6 +195,7 @@ export class OutgoingMigration {
     try {
       const result = await this.#handOver();
       await this.#carryOut(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
+      await this.#forecasting?.();
       return result;
     } catch (thrown) {
       const error = this.#abort.signal.aborted ? MigrationError.from(this.#abort.signal.reason) : MigrationError.from(thrown);
@@ -199,6 +203,7 @@ export class OutgoingMigration {
       await this.#carryOut(error);
       throw error;
     } finally {
+      this.#firstRound.end();
       clearTimeout(this.#pauseTimer);
       clearTimeout(this.#timer);
     }
@@ -242,7 +247,7 @@ export class OutgoingMigration {
     const control = new ControlLink(channel, this.to, this.attempt);
     this.#control = control;
     this.#abort.signal.addEventListener("abort", () => this.#leave(MigrationError.from(this.#abort.signal.reason)), { once: true });
-    const resumeMs = await this.#beAdmitted(control);
+    this.#resumeMs = await beAdmitted(control, this.#transfer);
     control.setLasting(true); // the guest runs, and will for a while
     const link = await this.#openPages(control, pump);
     this.#abort.signal.throwIfAborted();
@@ -254,13 +259,18 @@ export class OutgoingMigration {
           const timer = setInterval(work, ms);
           return () => clearInterval(timer);
         },
-        resumeMs,
+        resumeMs: this.#resumeMs,
         dirty: {
           start: async (into) => {
             await this.#reached;
-            return memory.start(into);
+            const ms = await memory.start(into);
+            if (parameters.mode === "precopy") this.#firstRound.begin(ms);
+            return ms;
           },
-          collect: (into) => memory.collect(into),
+          collect: (into) => {
+            this.#firstRound.end();
+            return memory.collect(into);
+          },
         },
         link,
         guest: {
@@ -279,6 +289,7 @@ export class OutgoingMigration {
           this.rounds.push(round);
           this.congestionControl ??= link.congestionControl; // the channels' threads tell it when they are ready to send
           this.#emit({ type: "round", ...round });
+          if (round.round === 1) this.#forecastFrom(round, link.roundTripMs());
         },
       },
       this.handover,
@@ -291,84 +302,45 @@ export class OutgoingMigration {
     return migration.run();
   }
 
-  async #beAdmitted(control: ControlLink): Promise<number> {
-    const { guest, parameters } = this;
-    const { arbiter, address, release } = this.#options;
-    const here = address?.();
-    const wanted = { lz4: parameters.multifdCompression !== "none", xbzrle: parameters.isXbzrleOn, digest: parameters.isDigestOn };
-    const capabilities = Object.entries(wanted).flatMap(([name, isWanted]) => (isWanted ? [name] : []));
-    const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
-    control.send({
-      type: "admit",
-      protocolVersion: PROTOCOL_VERSION,
-      release,
-      session: this.attempt.session,
-      epoch: this.epoch,
-      pageBytes: PAGE_BYTES,
-      endianness: endianness(),
-      channels: parameters.multifdChannels,
-      capabilities,
-      digest: parameters.isDigestOn,
-      manifest: guest.manifest,
-      from: here === undefined ? null : formatAddress(here),
-      arbiterEpoch: arbiter === undefined ? null : guest.epoch,
-    });
-    return (await answered).probeMs;
+  get #transfer(): Transfer {
+    const { guest, to, attempt, parameters } = this;
+    return { guest, to, attempt, parameters, options: this.#options };
   }
 
   async #openPages(control: ControlLink, pump: PumpKind): Promise<PageLink> {
-    const { guest, parameters } = this;
-    const { session } = this.attempt;
-    this.#hashes = parameters.isDigestOn ? guest.freshHashTable() : undefined;
-    const lanes = LaneTable.allocate(parameters.multifdChannels);
-    const link = new PageLink(lanes, parameters.maxBandwidthBytesPerSecond, {
-      open: async (channel, generation, signal) => {
-        const { socket, stored } = await connectPageChannel(this.to, { session, channel, generation }, signal);
-        const opened = await PageChannel.open(socket, this.#options.threads, {
-          type: "send",
-          pump,
-          channel,
-          generation,
-          lanes: lanes.share(),
-          memory: guest.memory.share(),
-          hashes: this.#hashes,
-          compression: parameters.multifdCompression,
-          xbzrleCacheBytes: parameters.isXbzrleOn ? Math.floor(parameters.xbzrleCacheBytes / parameters.multifdChannels) : 0,
-          congestionControl: parameters.congestionControl,
-          zeroCheck: this.#options.zeroCheck ?? "vector",
-        });
-        return { channel: opened, stored };
-      },
-      carry: async (lane, channel) => {
-        const carried = control.expect(["carried"], ADMISSION_TIMEOUT_MS, silence("a channel's request to carry more"));
-        control.send({ type: "carry", lane, channel });
-        return { lane, ...(await carried).stored };
-      },
-      ready: () => control.ready(),
-      ping: () => control.channel.ping(),
-      roundTripMs: () => control.channel.rttMs ?? 0,
+    this.#hashes = this.parameters.isDigestOn ? this.guest.freshHashTable() : undefined;
+    const link = makePageLink(control, this.#transfer, pump, this.#hashes, {
       fail: (error) => this.#migration?.fail(error),
       onEvent: (event) => this.#emitLink(event),
+      onMessage: (message) => this.#onMessage(message),
     });
     this.#link = link;
     const stop = (): void => void link.stop(MigrationError.from(this.#abort.signal.reason));
     this.#abort.signal.addEventListener("abort", stop, { once: true });
-    control.onMessage = (message) => this.#onMessage(message, link);
-    control.onLost = ({ code, message }) => this.#emitLink({ what: "control-lost", channel: null, code, message });
-    control.onRejoined = ({ flushed, lost }, wasSilent) => {
-      this.#emitLink({ what: "control-rejoined", channel: null, code: null, message: "" });
-      for (const one of flushed) link.onFlushed(one);
-      for (const one of lost) link.onLost({ ...one, code: "ERR_LINK_LOST", message: "It ended at the target" });
-      if (wasSilent) link.suspectAll(new MigrationError("ERR_PEER_DEAD", "Nothing was heard from the target for long"));
-    };
     await link.open();
     return link;
   }
 
-  #onMessage(message: ControlMessage, link: PageLink): void {
-    if (message.type === "flushed") link.onFlushed(message);
-    else if (message.type === "lost") link.onLost(message);
-    else if (message.type === "failed") this.#migration?.fail(peerError(message));
+  /** Simulated at once if there is time for it, else when nobody waits any more: what it is made from does not change. */
+  #forecastFrom(round: RoundProgress, roundTripMs: number): void {
+    const { guest, parameters } = this;
+    if (parameters.mode !== "precopy" || round.verdict === undefined) return;
+    const handover = this.#options.handoverCosts?.(formatAddress(this.to)) ?? likelyCosts(roundTripMs, this.#resumeMs);
+    const known = { pauseMs: guest.probeMs(), resumeMs: this.#resumeMs, roundTripMs, handover, channels: parameters.multifdChannels };
+    const measured = this.#firstRound.measured(round, guest.memory.pages, known);
+    this.#forecasting = async () => {
+      this.#forecasting = undefined;
+      const made = await forecast("first-round", measured, parameters);
+      this.forecasts.push(made);
+      return made;
+    };
+    const nextRoundMs = (round.remainingPages * PAGE_BYTES * 1000) / (round.bandwidthBytesPerSecond ?? Number.POSITIVE_INFINITY);
+    if (nextRoundMs < FORECAST_ROUND_MS) return;
+    void this.#forecasting().then((made) => this.#emit({ type: "forecast", forecast: made }));
+  }
+
+  #onMessage(message: ControlMessage): void {
+    if (message.type === "failed") this.#migration?.fail(peerError(message));
     else if (message.type === "arrived") this.#onArrived(message);
   }
 

@@ -1,20 +1,37 @@
+import { randomUUID } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { SourceHandover } from "@precopy/engine";
-import { ACTIVE_TIMEOUT_MS, MigrationError, fillParameters, recoverSource, sourceMayAbort } from "@precopy/protocol";
+import {
+  ACTIVE_TIMEOUT_MS,
+  MigrationError,
+  fillParameters,
+  formatAddress,
+  recoverSource,
+  reportParameters,
+  sourceMayAbort,
+} from "@precopy/protocol";
 import type {
   Address,
   Decision,
+  DirtyRate,
   JournalEntry,
   LiveParameters,
   MigrationParameters,
+  MigrationPlanReport,
   MigrationReport,
   OwnerAnswer,
   QueryMigrate,
 } from "@precopy/protocol";
 import { tellAborted } from "./abort-notice.js";
 import { Commitment } from "./commitment.js";
+import { sampleDirtyRate } from "./dirty-rate.js";
 import { migrationReport, queryMigrate } from "./migration-report.js";
 import { OutgoingMigration } from "./outgoing-migration.js";
 import type { SourceAgentOptions } from "./outgoing-migration.js";
+import { planMigration } from "./plan.js";
+
+/** What a guest does may be another thing later. */
+const PLAN_HOLDS_MS = 600_000;
 
 /** An operator's word on a guest that is in doubt here. */
 export interface SourceResolveRequest {
@@ -39,6 +56,10 @@ export class SourceAgent {
   /** Attempts of an earlier process that nobody has answered, by guest. */
   readonly #recovered = new Map<string, { readonly commitment: Commitment; readonly handover: SourceHandover }>();
   readonly #ending = new AbortController();
+  /** A plan or a sample that is being made. */
+  #probing: { readonly abort: AbortController; readonly ended: Promise<unknown> } | undefined;
+  /** The last plan to each target. */
+  readonly #plans = new Map<string, MigrationPlanReport>();
 
   /** @param address where this agent listens, for reports. */
   constructor(options: SourceAgentOptions, address: () => Address) {
@@ -52,7 +73,9 @@ export class SourceAgent {
    */
   migrate(to: Address, given: Partial<MigrationParameters> = {}): Promise<MigrationReport> {
     if (this.#running !== undefined) return Promise.reject(new MigrationError("ERR_BUSY", "A migration is in progress"));
-    this.#running = this.#migrate(to, given).finally(() => {
+    const probing = this.#probing;
+    const started = probing === undefined ? this.#migrate(to, given) : this.#endProbe(probing).then(() => this.#migrate(to, given));
+    this.#running = started.finally(() => {
       this.#running = undefined;
     });
     return this.#running;
@@ -62,6 +85,8 @@ export class SourceAgent {
     const parameters = fillParameters(given);
     const migration = new OutgoingMigration(this.#options.registry.require(), to, parameters, this.#options);
     this.#current = migration;
+    const plan = this.#plans.get(formatAddress(to));
+    if (plan !== undefined && mayHold(plan, migration)) migration.forecasts.push(plan.forecast);
     try {
       const result = await migration.run();
       const report = migrationReport(this.#address(), migration, result, undefined);
@@ -77,6 +102,55 @@ export class SourceAgent {
       this.#options.onEvent?.({ type: "failed", phase: migration.phase, code, message, remedy, report });
       if (migration.isStateSent && sourceOwnsAgain(migration)) void tellAborted(to, migration.attempt, error, this.#ending.signal);
       throw error;
+    }
+  }
+
+  /** A migration goes before whatever only looks. */
+  async #endProbe({ abort, ended }: { readonly abort: AbortController; readonly ended: Promise<unknown> }): Promise<void> {
+    this.#current = undefined; // there is nothing yet that could be cancelled or changed
+    abort.abort(new MigrationError("ERR_CANCELLED", "A migration began"));
+    await ended;
+  }
+
+  /**
+   * What a migration to `to` would come to, by measuring guest and link; see planMigration. A migration that begins meanwhile ends it.
+   * @throws {MigrationError} ERR_BUSY, ERR_NO_GUEST, ERR_CANCELLED, and what a migration would be refused with.
+   */
+  plan(to: Address, given: Partial<MigrationParameters> = {}): Promise<MigrationPlanReport> {
+    return this.#probe(async (signal) => {
+      const guest = this.#options.registry.require();
+      const { id } = guest.manifest;
+      const epoch = Math.max(this.#options.registry.journal.nextEpoch(id), guest.epoch + 1);
+      const attempt = { guest: id, epoch, session: randomUUID() };
+      const handover = this.#options.handoverCosts?.(formatAddress(to));
+      const transfer = { guest, to, attempt, parameters: fillParameters(given), options: this.#options };
+      const plan = await planMigration(transfer, handover, signal);
+      this.#plans.set(formatAddress(to), plan);
+      return plan;
+    });
+  }
+
+  /** How many different pages the guest writes within 0.01 to 3 s. @throws {MigrationError} ERR_BUSY, ERR_NO_GUEST, ERR_CANCELLED, ERR_SYSTEM_CALL */
+  dirtyRate(): Promise<DirtyRate> {
+    return this.#probe(async (signal) => {
+      const sampled = await sampleDirtyRate(this.#options.registry.require(), this.#options.guests.memory, signal);
+      signal.throwIfAborted();
+      return sampled;
+    });
+  }
+
+  /** One at a time, and none while a migration needs the dirty log. */
+  async #probe<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    if (this.#running !== undefined) throw new MigrationError("ERR_BUSY", "A migration is in progress");
+    if (this.#probing !== undefined) throw new MigrationError("ERR_BUSY", "Guest or link are being measured already");
+    const abort = new AbortController();
+    const working = work(abort.signal);
+    const probing = { abort, ended: working.catch(() => {}) };
+    this.#probing = probing;
+    try {
+      return await working;
+    } finally {
+      this.#probing = undefined;
     }
   }
 
@@ -188,6 +262,7 @@ export class SourceAgent {
    */
   async close(): Promise<boolean> {
     this.#ending.abort();
+    if (this.#probing !== undefined) await this.#endProbe(this.#probing);
     for (const { commitment } of this.#recovered.values()) commitment.abandon();
     const running = this.#running?.then(
       () => false,
@@ -238,6 +313,12 @@ export class SourceAgent {
     if (this.#running !== undefined && this.#current !== undefined) return queryMigrate(this.#current, undefined, undefined);
     return this.#report?.["query-migrate"] ?? { status: "none" };
   }
+}
+
+/** A plan says something of a migration of the same guest with the same parameters, for a while. */
+function mayHold({ guest, at, parameters }: MigrationPlanReport, migration: OutgoingMigration): boolean {
+  const isSame = guest === migration.attempt.guest && isDeepStrictEqual(parameters, reportParameters(migration.parameters));
+  return isSame && Date.now() - Date.parse(at) < PLAN_HOLDS_MS;
 }
 
 /** The target never will run what it may have prepared. */

@@ -6,6 +6,8 @@ import type { Program, Workload, WorkloadContext } from "../workload.js";
 
 /** The hot part of the working set: one tenth. */
 const HOT_SHARE = 10;
+/** For so long a hot spot that moves stays where it is. */
+const MOVE_MS = 1000;
 
 interface Registers {
   readonly random: number;
@@ -21,13 +23,15 @@ const isRegisters = (value: unknown): value is Registers =>
 
 /**
  * Writes 64 bytes to one uniformly random page after another. Options: rate (pages/s, 0 for as fast as it can), workingSet (bytes from the
- * start of the region, default all of it), hotFraction (0 to 1: share of the writes that goes to the first tenth), fill, fillKind.
+ * start of the region, default all of it), hotFraction (0 to 1: share of the writes that goes to one tenth of it, the first one), pattern (steady,
+ * bursty, phases; moving: the hot tenth is another one each second), fill, fillKind.
  */
 class RandomWriter implements Program {
   readonly #context: WorkloadContext;
   readonly #pacing: Pacing;
   readonly #pages: number;
   readonly #hotFraction: number;
+  readonly #isMoving: boolean;
   #random = 0x2545f491;
   #written = 0;
 
@@ -35,6 +39,7 @@ class RandomWriter implements Program {
     this.#context = context;
     this.#pages = workingSetPages(context);
     this.#hotFraction = Number(context.options["hotFraction"] ?? 0);
+    this.#isMoving = context.options["pattern"] === "moving";
     this.#pacing = new Pacing(context);
   }
 
@@ -51,10 +56,16 @@ class RandomWriter implements Program {
   #write(): void {
     const { memory, region } = this.#context;
     const isHot = this.#hotFraction > 0 && this.#next() < this.#hotFraction * 2 ** 32;
-    const page = this.#next() % (isHot ? Math.max(1, Math.floor(this.#pages / HOT_SHARE)) : this.#pages);
+    const page = isHot ? this.#hotPage() : this.#next() % this.#pages;
     const line = region.start + page * PAGE_BYTES + (this.#next() % 64) * 64;
     for (let word = 0; word < 64; word += 4) memory.storeU32(line + word, this.#next());
     this.#written++;
+  }
+
+  #hotPage(): number {
+    const pages = Math.max(1, Math.floor(this.#pages / HOT_SHARE));
+    const start = this.#isMoving ? (Math.floor(this.#context.now() / MOVE_MS) % HOT_SHARE) * pages : 0;
+    return (start + (this.#next() % pages)) % this.#pages;
   }
 
   /** xorshift32 (Marsaglia 2003). */

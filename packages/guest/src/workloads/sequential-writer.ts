@@ -22,7 +22,7 @@ const areRegisters = (value: unknown): value is Registers =>
 /**
  * Writes 64 bytes to one page after another, in order, lap after lap. Each page of the working set is dirty again exactly one lap
  * (workingSet / rate) later, so no round dirties a page twice before all of them are dirty, and whether pre-copy converges depends on rate
- * against link only. Options: rate (pages/s, 0 for as fast as it can), workingSet (bytes from the start of the region, default all of it),
+ * against link only. Options: rate (pages/s, 0 for as fast as it can), pattern (steady, bursty, phases), workingSet (bytes from the start of the region, default all of it),
  * fill, fillKind.
  */
 class SequentialWriter implements Program {

@@ -1,0 +1,125 @@
+import { appendFileSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { z } from "zod";
+import { MigrationError } from "@precopy/protocol";
+import type { MigrationReport } from "@precopy/protocol";
+import type { HandoverCosts } from "@precopy/source-agent";
+
+/** Beyond this the older half goes: some thousand migrations. */
+const BYTES_MAX = 4 * 2 ** 20;
+/** So many of the last hand-overs to a target say what the next one takes. */
+const RECENT = 5;
+
+const range = z.object({ low: z.number(), expected: z.number(), high: z.number() });
+const parts = z.object({ pause: z.number(), collect: z.number(), send: z.number(), commit: z.number() });
+const forecast = z.object({
+  by: z.enum(["plan", "first-round"]),
+  ends: z.boolean(),
+  failure: z.string(),
+  "total-ms": range,
+  "downtime-ms": range,
+  "downtime-parts": parts,
+  bytes: range,
+  rounds: z.number(),
+  "lost-percent": z.number(),
+});
+const entry = z.object({
+  at: z.string(),
+  guest: z.string(),
+  to: z.string(),
+  /** QEMU's word. */
+  status: z.string(),
+  /** Of what ended it; null if it completed. */
+  code: z.string().nullable(),
+  forecasts: z.array(forecast),
+  outcome: z.object({ "total-ms": z.number(), "downtime-ms": z.number(), "downtime-parts": parts, bytes: z.number() }).nullable(),
+  /** What the hand-over took apart from sending its pages; null if it did not complete. */
+  handover: z.object({ send: z.number(), commit: z.number() }).nullable(),
+});
+export type HistoryEntry = z.infer<typeof entry>;
+
+/** What is kept of a migration. */
+export function historyEntry(report: MigrationReport, at = new Date()): HistoryEntry {
+  const { outcome, forecasts, guest, to, error } = report;
+  return {
+    at: at.toISOString(),
+    guest,
+    to,
+    status: report["query-migrate"].status,
+    code: error?.code ?? null,
+    forecasts: [...forecasts],
+    outcome,
+    handover:
+      outcome === null
+        ? null
+        : { send: Math.max(0, outcome["downtime-parts"].send - lastSendingMs(report)), commit: outcome["downtime-parts"].commit },
+  };
+}
+
+/** What the last pages took on the wire, by the bandwidth that was known. */
+function lastSendingMs({ iterations, "query-migrate": { ram } }: MigrationReport): number {
+  const known = iterations.findLast((round) => typeof round["bandwidth-bytes-per-second"] === "number")?.["bandwidth-bytes-per-second"];
+  return typeof known === "number" && known > 0 ? ((ram?.["downtime-bytes"] ?? 0) / known) * 1000 : 0;
+}
+
+/** One JSON line a migration, in the agent's folder, which is its own while it runs (docs/adr/0020). What is damaged is passed over. */
+export class History {
+  readonly #file: string;
+
+  /** @param stateDir the agent's. */
+  constructor(stateDir: string) {
+    this.#file = join(stateDir, "history.jsonl");
+  }
+
+  /** @throws {MigrationError} ERR_SYSTEM_CALL; the migration is over by then, and no worse for it. */
+  add(added: HistoryEntry): void {
+    try {
+      appendFileSync(this.#file, `${JSON.stringify(added)}\n`, { mode: 0o600 });
+      if (statSync(this.#file).size > BYTES_MAX) this.#halve();
+    } catch (cause) {
+      throw new MigrationError("ERR_SYSTEM_CALL", `Cannot write ${this.#file}`, { cause });
+    }
+  }
+
+  #halve(): void {
+    const all = this.entries();
+    const next = `${this.#file}.new`;
+    writeFileSync(
+      next,
+      all
+        .slice(all.length / 2)
+        .map((one) => `${JSON.stringify(one)}\n`)
+        .join(""),
+      { mode: 0o600 },
+    );
+    renameSync(next, this.#file);
+  }
+
+  /** Oldest first. */
+  entries(): HistoryEntry[] {
+    let text: string;
+    try {
+      text = readFileSync(this.#file, "utf8");
+    } catch {
+      return []; // nothing was migrated from here yet
+    }
+    return text.split("\n").flatMap((line) => {
+      try {
+        return [entry.parse(JSON.parse(line))];
+      } catch {
+        return []; // cut short, or of a release to come
+      }
+    });
+  }
+
+  /** The median of the last hand-overs to this target; undefined if there were none. */
+  handoverCosts(to: string): HandoverCosts | undefined {
+    const recent = this.entries()
+      .flatMap((one) => (one.to === to && one.handover !== null ? [one.handover] : []))
+      .slice(-RECENT);
+    if (recent.length === 0) return undefined;
+    const median = (of: (costs: HandoverCosts) => number): number =>
+      recent.map(of).toSorted((one, other) => one - other)[Math.floor(recent.length / 2)]!; // there is one at least
+    return { send: median(({ send }) => send), commit: median(({ commit }) => commit) };
+  }
+}

@@ -1,0 +1,108 @@
+import { endianness } from "node:os";
+import type { Guest, HashTable } from "@precopy/guest";
+import { ADMISSION_TIMEOUT_MS, MigrationError, PAGE_BYTES, PROTOCOL_VERSION, formatAddress } from "@precopy/protocol";
+import type { Address, ControlMessage, MigrationParameters } from "@precopy/protocol";
+import { LaneTable, PageChannel, connectPageChannel } from "@precopy/transport";
+import type { PumpKind } from "@precopy/transport";
+import type { Attempt, ControlLink } from "./control-link.js";
+import type { SourceAgentOptions } from "./outgoing-migration.js";
+import { PageLink } from "./page-link.js";
+import type { LinkEvent } from "./page-link.js";
+
+/** Whose pages go where, and how: what a migration and a probe of the link have in common. */
+export interface Transfer {
+  readonly guest: Guest;
+  readonly to: Address;
+  readonly attempt: Attempt;
+  readonly parameters: MigrationParameters;
+  readonly options: SourceAgentOptions;
+}
+
+export interface TransferEvents {
+  /** The link cannot be mended. */
+  fail(error: MigrationError): void;
+  onEvent(event: LinkEvent): void;
+  /** Of the control channel, and not about pages. */
+  onMessage(message: ControlMessage): void;
+}
+
+export const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
+
+/** Asks the target to take the guest. Resolves with its measure of how fast its vCPUs start, ms. @throws {MigrationError} the target's refusal, ERR_PEER_DEAD */
+export async function beAdmitted(control: ControlLink, { guest, attempt, parameters, options }: Transfer): Promise<number> {
+  const { arbiter, address, release } = options;
+  const here = address?.();
+  const wanted = { lz4: parameters.multifdCompression !== "none", xbzrle: parameters.isXbzrleOn, digest: parameters.isDigestOn };
+  const capabilities = Object.entries(wanted).flatMap(([name, isWanted]) => (isWanted ? [name] : []));
+  const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
+  control.send({
+    type: "admit",
+    protocolVersion: PROTOCOL_VERSION,
+    release,
+    session: attempt.session,
+    epoch: attempt.epoch,
+    pageBytes: PAGE_BYTES,
+    endianness: endianness(),
+    channels: parameters.multifdChannels,
+    capabilities,
+    digest: parameters.isDigestOn,
+    manifest: guest.manifest,
+    from: here === undefined ? null : formatAddress(here),
+    arbiterEpoch: arbiter === undefined ? null : guest.epoch,
+  });
+  return (await answered).probeMs;
+}
+
+/** The page channels to a target that has admitted the guest, on lanes of their own; nothing of it is open yet. */
+export function makePageLink(
+  control: ControlLink,
+  { guest, to, attempt, parameters, options }: Transfer,
+  pump: PumpKind,
+  hashes: HashTable | undefined,
+  events: TransferEvents,
+): PageLink {
+  const { session } = attempt;
+  const lanes = LaneTable.allocate(parameters.multifdChannels);
+  const link = new PageLink(lanes, parameters.maxBandwidthBytesPerSecond, {
+    open: async (channel, generation, signal) => {
+      const { socket, stored } = await connectPageChannel(to, { session, channel, generation }, signal);
+      const opened = await PageChannel.open(socket, options.threads, {
+        type: "send",
+        pump,
+        channel,
+        generation,
+        lanes: lanes.share(),
+        memory: guest.memory.share(),
+        hashes,
+        compression: parameters.multifdCompression,
+        xbzrleCacheBytes: parameters.isXbzrleOn ? Math.floor(parameters.xbzrleCacheBytes / parameters.multifdChannels) : 0,
+        congestionControl: parameters.congestionControl,
+        zeroCheck: options.zeroCheck ?? "vector",
+      });
+      return { channel: opened, stored };
+    },
+    carry: async (lane, channel) => {
+      const carried = control.expect(["carried"], ADMISSION_TIMEOUT_MS, silence("a channel's request to carry more"));
+      control.send({ type: "carry", lane, channel });
+      return { lane, ...(await carried).stored };
+    },
+    ready: () => control.ready(),
+    ping: () => control.channel.ping(),
+    roundTripMs: () => control.channel.rttMs ?? 0,
+    fail: (error) => events.fail(error),
+    onEvent: (event) => events.onEvent(event),
+  });
+  control.onMessage = (message) => {
+    if (message.type === "flushed") link.onFlushed(message);
+    else if (message.type === "lost") link.onLost(message);
+    else events.onMessage(message);
+  };
+  control.onLost = ({ code, message }) => events.onEvent({ what: "control-lost", channel: null, code, message });
+  control.onRejoined = ({ flushed, lost }, wasSilent) => {
+    events.onEvent({ what: "control-rejoined", channel: null, code: null, message: "" });
+    for (const one of flushed) link.onFlushed(one);
+    for (const one of lost) link.onLost({ ...one, code: "ERR_LINK_LOST", message: "It ended at the target" });
+    if (wasSilent) link.suspectAll(new MigrationError("ERR_PEER_DEAD", "Nothing was heard from the target for long"));
+  };
+  return link;
+}
