@@ -3,7 +3,7 @@ import { Bitmap, GuestMemory, SegmentPool, zeroDetector } from "@precopy/guest";
 import { freePages, systemLz4 } from "@precopy/linux";
 import { BLOCK_PAGES, STRIPE_PAGES } from "@precopy/protocol";
 import { lz4Napi } from "@precopy/protocol/page-codec";
-import type { Lz4 } from "@precopy/protocol/page-codec";
+import type { BlockCodec } from "@precopy/protocol/page-codec";
 import { PagePacker } from "@precopy/transport";
 import type { SendPump } from "@precopy/transport";
 import type { Bench, Figure } from "../define-bench.js";
@@ -63,12 +63,18 @@ const zeroDetection = (bytes: number, kind: "random" | "zeros", pairs: number, r
 /** Only between two turns of the event loop does lz4-napi free what it returned. */
 const YIELD_BYTES = 2 ** 20;
 
-const NOWHERE: SendPump = { sendPages: () => undefined, sendBytes: () => undefined, setPacing: () => {}, close: () => {} };
+const NOWHERE: SendPump = {
+  sendPages: () => undefined,
+  sendBytes: () => undefined,
+  setPacing: () => {},
+  backlogBytes: () => undefined,
+  close: () => {},
+};
 
 /** One round of the packer with nobody to send to: zero detection, private copy, blocks, payload. */
 async function pack(memory: GuestMemory): Promise<number> {
-  const lz4 = (): Lz4 => systemLz4() ?? lz4Napi; // as a channel of the direct pump
-  const packer = new PagePacker({ memory, hashes: undefined, lanes: 1, compression: "lz4", lz4 }, NOWHERE);
+  const codec = (): BlockCodec => systemLz4() ?? lz4Napi; // as a channel of the direct pump
+  const packer = new PagePacker({ memory, hashes: undefined, lanes: 1, compression: "lz4", codec }, NOWHERE);
   const pages = new Bitmap(memory.pages);
   pages.setRun(0, memory.pages);
   const started = performance.now();

@@ -110,7 +110,7 @@ const transferOptions = (): readonly Option[] => [
   ),
   option(
     "--multifd-compression <KIND>",
-    `${COMPRESSIONS.join(", ")} (whichever is faster, packet by packet) (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
+    `${COMPRESSIONS.join(", ")} (whichever is faster, packet by packet); zstd needs Node 22.15 on both sides (default: ${DEFAULT_PARAMETERS.multifdCompression})`,
     parseChoice(COMPRESSIONS),
   ),
   option(

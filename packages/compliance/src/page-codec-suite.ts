@@ -3,7 +3,7 @@ import { describe, it } from "node:test";
 import fc from "fast-check";
 import { BLOCK_PAGES, MigrationError, PACKET_PAGES_MAX, PACKET_PAYLOAD_BYTES_MAX, PAGE_BYTES } from "@precopy/protocol";
 import { BlockReader, LENGTH_BYTES, encodeBlock } from "@precopy/protocol/page-codec";
-import type { Lz4 } from "@precopy/protocol/page-codec";
+import type { BlockCodec } from "@precopy/protocol/page-codec";
 
 /** xorshift32: pages from a seed that fast-check prints. */
 function fillRandom(bytes: Uint8Array, seed: number): void {
@@ -30,8 +30,8 @@ function makePages(kind: Kind, pages: number, seed: number): Buffer {
 const kinds = fc.constantFrom(...KINDS);
 const seeds = fc.integer({ min: 1, max: 2 ** 30 });
 
-/** What every pair of LZ4 implementations must do: one's blocks are the other's, and a hostile payload is refused. */
-export function pageCodecSuite(name: string, encoder: Lz4, decoder: Lz4): void {
+/** What every pair of implementations of one compression must do: one's blocks are the other's, and a hostile payload is refused. */
+export function pageCodecSuite(name: string, encoder: BlockCodec, decoder: BlockCodec): void {
   /** Pages as one block, made in the middle of a payload. */
   function blockOf(pages: Uint8Array): Buffer {
     const payload = Buffer.alloc(10 + LENGTH_BYTES + pages.byteLength + 10, 0xee);

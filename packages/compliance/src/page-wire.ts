@@ -4,6 +4,7 @@ import type { Socket } from "node:net";
 import { Bitmap, GuestMemory, SegmentPool, allocateHashTable } from "@precopy/guest";
 import { freePages, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
+import type { MigrationParameters } from "@precopy/protocol";
 import { AgentPort, LaneTable, PageChannel, PageReceiver, connectPageChannel } from "@precopy/transport";
 import type {
   ChannelLife,
@@ -38,7 +39,7 @@ export interface WireOptions {
   /** For both ends; whoever made them ends them. */
   readonly threads: ChannelThreads;
   readonly channels: number;
-  readonly compression?: "none" | "lz4" | "auto";
+  readonly compression?: MigrationParameters["multifdCompression"];
   /** Of each channel; default 0, no XBZRLE. */
   readonly xbzrleCacheBytes?: number;
   /** Default on. */

@@ -13,7 +13,8 @@ import type { GuestMemory } from "@precopy/guest";
 import { isLinuxAvailable } from "@precopy/linux";
 import type { NativeThread } from "@precopy/linux";
 import { HEADER_BYTES, PAGE_BYTES, PROTOCOL_VERSION, PacketKind, PageEncoding, RUN_BYTES, encodeHeader } from "@precopy/protocol";
-import type { ErrorCode, PacketHeader } from "@precopy/protocol";
+import type { ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
+import { hasCodec } from "@precopy/protocol/page-codec";
 import { ChannelThreads, LaneTable, PageChannel, connectPageChannel, switching } from "@precopy/transport";
 import type { PumpKind } from "@precopy/transport";
 import { allPages, assertEqualImages, fillMixed, fillRandom, randomNumbers } from "./guest-images.js";
@@ -183,14 +184,22 @@ async function settledDescriptors(): Promise<number> {
   return open;
 }
 
+interface Encoding {
+  readonly name: string;
+  readonly compression: MigrationParameters["multifdCompression"];
+  readonly xbzrleCacheBytes?: number;
+  /** Why it cannot be tried here. */
+  readonly skip?: string | false;
+}
 /** A cache of fewer pages than are dirtied: pages are found there, are not, and push each other out. */
-const ENCODINGS = [
+const ENCODINGS: readonly Encoding[] = [
   { name: "none", compression: "none" },
   { name: "lz4", compression: "lz4" },
   { name: "auto", compression: "auto" },
+  { name: "zstd", compression: "zstd", skip: hasCodec("zstd") ? false : `Node ${process.versions.node} has no zstd` },
   { name: "xbzrle", compression: "none", xbzrleCacheBytes: 512 * PAGE_BYTES },
   { name: "lz4 and then xbzrle", compression: "lz4", xbzrleCacheBytes: 64 * PAGE_BYTES },
-] as const;
+];
 
 /** What every pump must do, at both ends of real connections. @param skip why it cannot be tried here, or false. */
 export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
@@ -225,10 +234,10 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
             }),
         );
 
-    for (const { name, ...encoding } of ENCODINGS)
+    for (const { name, skip: whyNot = false, ...encoding } of ENCODINGS)
       it(
         `keeps images and digest shares equal through rounds of rewritten pages, pages that became zero, and empty rounds (${name})`,
-        { skip },
+        { skip: skip || whyNot },
         () =>
           withMemories([IMAGE_BYTES, IMAGE_BYTES], async (from, to) => {
             assert.ok(from !== undefined && to !== undefined);
@@ -252,10 +261,10 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
           }),
       );
 
-    for (const { name, ...encoding } of ENCODINGS)
+    for (const { name, skip: whyNot = false, ...encoding } of ENCODINGS)
       it(
         `ends with equal images and digests although a thread writes all the while, and never sends an undecodable block (${name})`,
-        { skip },
+        { skip: skip || whyNot },
         () =>
           withMemories([WRITTEN_BYTES, WRITTEN_BYTES], async (from, to) => {
             assert.ok(from !== undefined && to !== undefined);

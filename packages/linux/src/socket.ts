@@ -5,6 +5,7 @@ const openSocket = declare("int socket(int domain, int type, int protocol)");
 const dup = declare("int dup(int fd)");
 const closeDescriptor = declare("int close(int fd)");
 const fcntl = declare("int fcntl(int fd, int command, int argument)");
+const ioctl = declare("int ioctl(int fd, unsigned long request, void *argument)");
 const setsockopt = declare("int setsockopt(int fd, int level, int option, void *value, int bytes)");
 const shutdown = declare("int shutdown(int fd, int how)");
 const writev = declare("long writev(int fd, void *pieces, int count)");
@@ -21,6 +22,7 @@ const SOL_SOCKET = 1;
 const SO_RCVTIMEO = 20;
 const SO_SNDTIMEO = 21;
 const SO_MAX_PACING_RATE = 47;
+const SIOCOUTQ = 0x5411;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_CONGESTION = 13;
@@ -79,6 +81,7 @@ export function mayUseCongestionControl(name: string): boolean {
 export class BlockingSocket {
   readonly #fd: number;
   readonly #mayGoOn: () => boolean;
+  readonly #backlog = new Int32Array(1);
 
   /**
    * @param mayGoOn asked whenever a call timed out (`pollMs`); false ends the transfer.
@@ -104,6 +107,11 @@ export class BlockingSocket {
   /** Paces what is sent; 0 lifts it. */
   setPacing(bytesPerSecond: number): void {
     this.#set(SOL_SOCKET, SO_MAX_PACING_RATE, pacingValue(bytesPerSecond));
+  }
+
+  /** Bytes that were written and not acknowledged by the peer's system; undefined if the kernel does not tell. */
+  backlogBytes(): number | undefined {
+    return ioctl(this.#fd, SIOCOUTQ, this.#backlog) === 0 ? this.#backlog[0] : undefined;
   }
 
   /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */

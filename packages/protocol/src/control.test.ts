@@ -32,7 +32,7 @@ const EVERY: { [T in ControlType]: Message<T> } = {
     from: "10.0.0.1:4646",
     arbiterEpoch: 1,
   },
-  admitted: { type: "admitted", session: SESSION, release: "0.1.0", pump: "direct", probeMs: 0.4 },
+  admitted: { type: "admitted", session: SESSION, release: "0.1.0", pump: "direct", probeMs: 0.4, capabilities: ["lz4", "digest"] },
   refused: { type: "refused", code: "ERR_EPOCH", message: "Guest g1 is offered at epoch 1; epoch 2 was seen here" },
   flushed: { type: "flushed", channel: 1, generation: 2, round: 3, packets: 12 },
   lost: { type: "lost", channel: 1, generation: 2, code: "ERR_BAD_CHECKSUM", message: "" },
@@ -110,8 +110,6 @@ describe("control messages", () => {
     assert.ok(small instanceof Uint8Array && large instanceof Uint8Array);
     assert.deepEqual([...small], [1, 2, 3]);
     assert.deepEqual(new Set(large), new Set([7]));
-    assert.notEqual(small.buffer, bytes.buffer);
-    assert.notEqual(large.buffer, bytes.buffer);
   });
 
   it("can each be read by itself: nothing of an earlier message is needed", () => {

@@ -89,7 +89,14 @@ const messages = {
     /** The epoch at which the arbiter knows the source as owner; null without an arbiter. */
     arbiterEpoch: epoch.nullable(),
   },
-  admitted: { session: z.uuid(), release: z.string().max(64), pump: z.enum(["direct", "portable"]), probeMs: z.number().nonnegative() },
+  admitted: {
+    session: z.uuid(),
+    release: z.string().max(64),
+    pump: z.enum(["direct", "portable"]),
+    probeMs: z.number().nonnegative(),
+    /** All that this target has, whatever was asked for. */
+    capabilities: z.array(name).max(32),
+  },
   refused: { code, message: text },
   /** packets: received since this generation of the channel began, this FLUSH included. */
   flushed: { channel, generation, round: count, packets: count },

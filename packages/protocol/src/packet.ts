@@ -25,7 +25,7 @@ export const TABLE_BYTES_MAX = (PACKET_DATA_RUNS_MAX + PACKET_ZERO_RUNS_MAX) * R
 /** Numbers are never reused. Flush ends a round of the lanes it names and carries no runs. */
 export const PacketKind = { Pages: 1, Flush: 2 } as const;
 export type PacketKind = (typeof PacketKind)[keyof typeof PacketKind];
-export const PageEncoding = { Raw: 0, Lz4: 1, Xbzrle: 2 } as const;
+export const PageEncoding = { Raw: 0, Lz4: 1, Xbzrle: 2, Zstd: 3 } as const;
 export type PageEncoding = (typeof PageEncoding)[keyof typeof PageEncoding];
 
 const isPacketKind = (value: number): value is PacketKind => value === PacketKind.Pages || value === PacketKind.Flush;

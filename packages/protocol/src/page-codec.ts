@@ -1,16 +1,18 @@
+import * as zlib from "node:zlib";
 import { compressSync, uncompressSync } from "lz4-napi";
 import { MigrationError } from "./errors.js";
 import { BLOCK_PAGES, PAGE_BYTES } from "./limits.js";
+import type { BlockCompression } from "./parameters.js";
 
 /**
- * LZ4 payload: blocks of up to BLOCK_PAGES pages, each `length u32` and then `length` bytes. A length equal to the pages' own size
+ * Compressed payload: blocks of up to BLOCK_PAGES pages, each `length u32` and then `length` bytes. A length equal to the pages' own size
  * marks a block that compression did not shorten and that stands there as it is.
  */
 /** In front of each block. */
 export const LENGTH_BYTES = 4;
 
 /** What compresses a block, one way or another: all give blocks that all can read. */
-export interface Lz4 {
+export interface BlockCodec {
   /** @returns how many bytes of `into` are the block, or 0 if it does not fit there. */
   compress(raw: Buffer, into: Buffer): number;
   /**
@@ -23,7 +25,7 @@ export interface Lz4 {
 }
 
 /** Works wherever Node does. In front of a block it has the raw size as u32; on the wire the block's length takes that very place. */
-export const lz4Napi: Lz4 = {
+export const lz4Napi: BlockCodec = {
   compress(raw, into) {
     const packed = compressSync(raw).subarray(LENGTH_BYTES);
     if (packed.byteLength > into.byteLength) return 0;
@@ -37,13 +39,55 @@ export const lz4Napi: Lz4 = {
   leavesGarbage: true,
 };
 
+/** What Node has from 22.15 on, and its types for Node 20 do not know. */
+interface ZstdOfNode {
+  zstdCompressSync(raw: Uint8Array, options: object): Buffer;
+  zstdDecompressSync(packed: Uint8Array, options: object): Buffer;
+  readonly constants: Readonly<Record<"ZSTD_c_compressionLevel" | "ZSTD_d_windowLogMax", number>>;
+}
+const hasNodeZstd = (module: object): module is ZstdOfNode => "zstdCompressSync" in module && "zstdDecompressSync" in module;
+
+/** As QEMU's multifd-zstd-level: the least. */
+const ZSTD_LEVEL = 1;
+/** No block needs a longer window than itself, and a frame that asks for one gets no memory. */
+const WINDOW_LOG_MAX = Math.ceil(Math.log2(BLOCK_PAGES * PAGE_BYTES));
+
+/** Undefined before Node 22.15. */
+export const zstdOfNode: BlockCodec | undefined = hasNodeZstd(zlib) ? zstdBy(zlib) : undefined;
+
+function zstdBy({ zstdCompressSync, zstdDecompressSync, constants }: ZstdOfNode): BlockCodec {
+  const chunkSize = BLOCK_PAGES * PAGE_BYTES; // all of it in one piece
+  const packing = { chunkSize, params: { [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL } };
+  const params = { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX };
+  return {
+    compress(raw, into) {
+      const packed = zstdCompressSync(raw, packing);
+      if (packed.byteLength > into.byteLength) return 0;
+      into.set(packed);
+      return packed.byteLength;
+    },
+    decompress: (slot, rawBytes) => zstdDecompressSync(slot.subarray(LENGTH_BYTES), { chunkSize, params, maxOutputLength: rawBytes }),
+    leavesGarbage: true,
+  };
+}
+
+/** Whether `codecOfNode` has it. */
+export const hasCodec = (compression: BlockCompression): boolean => compression === "lz4" || zstdOfNode !== undefined;
+
+/** What works wherever Node does. @throws {MigrationError} ERR_CAPABILITY if this Node has none */
+export function codecOfNode(compression: BlockCompression): BlockCodec {
+  const codec = compression === "lz4" ? lz4Napi : zstdOfNode;
+  if (codec === undefined) throw new MigrationError("ERR_CAPABILITY", `Node ${process.versions.node} has no zstd; 22.15 and later have`);
+  return codec;
+}
+
 /**
  * Encodes one block into `payload`, from `at` on. @param raw whole pages, BLOCK_PAGES at most, to which nobody else writes: a page that changes under
  * the compressor gives a block that cannot be decoded. @returns how many bytes of `payload` are the block now.
  */
-export function encodeBlock(raw: Buffer, payload: Buffer, at: number, lz4: Lz4): number {
+export function encodeBlock(raw: Buffer, payload: Buffer, at: number, codec: BlockCodec): number {
   const start = at + LENGTH_BYTES;
-  const shorter = lz4.compress(raw, payload.subarray(start, start + raw.byteLength - 1));
+  const shorter = codec.compress(raw, payload.subarray(start, start + raw.byteLength - 1));
   if (shorter === 0) payload.set(raw, start);
   const bytes = shorter === 0 ? raw.byteLength : shorter;
   payload.writeUInt32LE(bytes, at);
@@ -53,14 +97,14 @@ export function encodeBlock(raw: Buffer, payload: Buffer, at: number, lz4: Lz4):
 /** Decodes the blocks of one payload in order. The peer is hostile: no length is believed before it was compared with what must be there. */
 export class BlockReader {
   readonly #payload: Buffer;
-  readonly #lz4: Lz4;
+  readonly #codec: BlockCodec;
   #at = 0;
   #pagesLeft: number;
 
   /** @param payload this packet's, ours alone: its length fields are overwritten. */
-  constructor(payload: Buffer, pages: number, lz4: Lz4) {
+  constructor(payload: Buffer, pages: number, codec: BlockCodec) {
     this.#payload = payload;
-    this.#lz4 = lz4;
+    this.#codec = codec;
     this.#pagesLeft = pages;
   }
 
@@ -80,7 +124,7 @@ export class BlockReader {
     if (length === rawBytes) return this.#payload.subarray(start, start + length);
     let pages: Uint8Array;
     try {
-      pages = this.#lz4.decompress(this.#payload.subarray(start - LENGTH_BYTES, start + length), rawBytes);
+      pages = this.#codec.decompress(this.#payload.subarray(start - LENGTH_BYTES, start + length), rawBytes);
     } catch (cause) {
       throw new MigrationError("ERR_BLOCK_CORRUPT", `Block of ${length} B does not decode`, { cause });
     }

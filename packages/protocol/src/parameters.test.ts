@@ -22,6 +22,7 @@ describe("fillParameters", () => {
       { multifdChannels: CHANNELS_MAX },
       { multifdCompression: "lz4" },
       { multifdCompression: "auto" },
+      { multifdCompression: "zstd" },
       { isXbzrleOn: true },
       { isHoldBackOn: true },
       { xbzrleCacheBytes: CHANNELS_MAX * 4096 },
@@ -73,7 +74,7 @@ describe("fillParameters", () => {
       [{ timeoutAction: "postcopy" as "force" }, "timeout-action"],
       // A command line delivers any string; the casts stand for that.
       [{ mode: "postcopy" as "precopy" }, "mode"],
-      [{ multifdCompression: "zstd" as "lz4" }, "multifd-compression"],
+      [{ multifdCompression: "brotli" as "lz4" }, "multifd-compression"],
       [{ pump: "rdma" as "auto" }, "pump"],
       [{ congestionControl: "" }, "congestion-control"],
       [{ congestionControl: "a123456789012345" }, "congestion-control"],

@@ -2,7 +2,10 @@ import { MigrationError } from "./errors.js";
 import { CHANNELS_MAX, PAGE_BYTES, TIMER_MS_MAX, XBZRLE_CACHE_BYTES_MAX } from "./limits.js";
 
 export const THROTTLES = ["none", "auto-converge", "sdps", "dirty-limit"] as const;
-export const COMPRESSIONS = ["none", "lz4", "auto"] as const;
+export const COMPRESSIONS = ["none", "lz4", "zstd", "auto"] as const;
+/** What blocks can be compressed with. */
+export const BLOCK_COMPRESSIONS = ["lz4", "zstd"] as const satisfies readonly (typeof COMPRESSIONS)[number][];
+export type BlockCompression = (typeof BLOCK_COMPRESSIONS)[number];
 export const TIMEOUT_ACTIONS = ["cancel", "force"] as const;
 
 /** Withholding guest run time, so that a guest that outruns the link can be moved all the same. */

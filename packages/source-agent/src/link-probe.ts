@@ -53,8 +53,8 @@ export async function probeLink(transfer: Transfer, populated: Bitmap, zeroPageM
   let failure: MigrationError | undefined;
   const over = new MigrationError("ERR_CANCELLED", "It was a probe of the link, and is over");
   try {
-    const resumeMs = await beAdmitted(control, transfer);
-    const link = makePageLink(control, transfer, pump, parameters.isDigestOn ? guest.freshHashTable() : undefined, {
+    const admitted = await beAdmitted(control, transfer);
+    const link = makePageLink(control, transfer, pump, parameters.isDigestOn ? guest.freshHashTable() : undefined, admitted, {
       fail: (error) => {
         failure ??= error;
         void link.stop(error);
@@ -67,7 +67,7 @@ export async function probeLink(transfer: Transfer, populated: Bitmap, zeroPageM
       await link.open();
       const setupMs = performance.now() - started;
       const sent = await sendForAWhile(link, populated);
-      return { ...summary(sent, link.roundTripMs(), zeroPageMs, parameters.multifdChannels), setupMs, resumeMs };
+      return { ...summary(sent, link.roundTripMs(), zeroPageMs, parameters.multifdChannels), setupMs, resumeMs: admitted.probeMs };
     } finally {
       await link.stop(over);
     }

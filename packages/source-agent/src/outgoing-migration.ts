@@ -38,7 +38,7 @@ import type { LinkEvent, PageLink } from "./page-link.js";
 import { likelyCosts } from "./plan.js";
 import type { HandoverCosts } from "./plan.js";
 import { beAdmitted, makePageLink, silence } from "./transfer.js";
-import type { Transfer } from "./transfer.js";
+import type { Admitted, Transfer } from "./transfer.js";
 
 /** What an agent can be made to do without, to measure what it saves; all on by default. */
 export interface SourceSwitches {
@@ -247,9 +247,10 @@ export class OutgoingMigration {
     const control = new ControlLink(channel, this.to, this.attempt);
     this.#control = control;
     this.#abort.signal.addEventListener("abort", () => this.#leave(MigrationError.from(this.#abort.signal.reason)), { once: true });
-    this.#resumeMs = await beAdmitted(control, this.#transfer);
+    const admitted = await beAdmitted(control, this.#transfer);
+    this.#resumeMs = admitted.probeMs;
     control.setLasting(true); // the guest runs, and will for a while
-    const link = await this.#openPages(control, pump);
+    const link = await this.#openPages(control, pump, admitted);
     this.#abort.signal.throwIfAborted();
     const migration = new Migration(
       { pages: guest.memory.pages, parameters: () => this.#parameters, acceptedAtMs: this.acceptedAtMs },
@@ -307,9 +308,9 @@ export class OutgoingMigration {
     return { guest, to, attempt, parameters, options: this.#options };
   }
 
-  async #openPages(control: ControlLink, pump: PumpKind): Promise<PageLink> {
+  async #openPages(control: ControlLink, pump: PumpKind, admitted: Admitted): Promise<PageLink> {
     this.#hashes = this.parameters.isDigestOn ? this.guest.freshHashTable() : undefined;
-    const link = makePageLink(control, this.#transfer, pump, this.#hashes, {
+    const link = makePageLink(control, this.#transfer, pump, this.#hashes, admitted, {
       fail: (error) => this.#migration?.fail(error),
       onEvent: (event) => this.#emitLink(event),
       onMessage: (message) => this.#onMessage(message),

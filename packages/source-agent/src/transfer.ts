@@ -1,7 +1,8 @@
 import { endianness } from "node:os";
 import type { Guest, HashTable } from "@precopy/guest";
-import { ADMISSION_TIMEOUT_MS, MigrationError, PAGE_BYTES, PROTOCOL_VERSION, formatAddress } from "@precopy/protocol";
+import { ADMISSION_TIMEOUT_MS, BLOCK_COMPRESSIONS, MigrationError, PAGE_BYTES, PROTOCOL_VERSION, formatAddress } from "@precopy/protocol";
 import type { Address, ControlMessage, MigrationParameters } from "@precopy/protocol";
+import { codecOfNode, hasCodec } from "@precopy/protocol/page-codec";
 import { LaneTable, PageChannel, connectPageChannel } from "@precopy/transport";
 import type { PumpKind } from "@precopy/transport";
 import type { Attempt, ControlLink } from "./control-link.js";
@@ -28,11 +29,26 @@ export interface TransferEvents {
 
 export const silence = (what: string) => (): MigrationError => new MigrationError("ERR_PEER_DEAD", `The target did not answer ${what}`);
 
-/** Asks the target to take the guest. Resolves with its measure of how fast its vCPUs start, ms. @throws {MigrationError} the target's refusal, ERR_PEER_DEAD */
-export async function beAdmitted(control: ControlLink, { guest, attempt, parameters, options }: Transfer): Promise<number> {
+/** What the target said when it admitted the guest. */
+export interface Admitted {
+  /** Its own measure of how fast its vCPUs start, ms. */
+  readonly probeMs: number;
+  /** All that it has. */
+  readonly capabilities: readonly string[];
+}
+
+/** Asks the target to take the guest. @throws {MigrationError} the target's refusal, ERR_PEER_DEAD, ERR_CAPABILITY if something is wanted that this side has not */
+export async function beAdmitted(control: ControlLink, { guest, attempt, parameters, options }: Transfer): Promise<Admitted> {
   const { arbiter, address, release } = options;
   const here = address?.();
-  const wanted = { lz4: parameters.multifdCompression !== "none", xbzrle: parameters.isXbzrleOn, digest: parameters.isDigestOn };
+  if (parameters.multifdCompression === "zstd") codecOfNode("zstd");
+  const { multifdCompression: compression } = parameters;
+  const wanted = {
+    lz4: compression === "lz4" || compression === "auto",
+    zstd: compression === "zstd",
+    xbzrle: parameters.isXbzrleOn,
+    digest: parameters.isDigestOn,
+  };
   const capabilities = Object.entries(wanted).flatMap(([name, isWanted]) => (isWanted ? [name] : []));
   const answered = control.expect(["admitted"], ADMISSION_TIMEOUT_MS, silence("the admission"));
   control.send({
@@ -50,7 +66,7 @@ export async function beAdmitted(control: ControlLink, { guest, attempt, paramet
     from: here === undefined ? null : formatAddress(here),
     arbiterEpoch: arbiter === undefined ? null : guest.epoch,
   });
-  return (await answered).probeMs;
+  return answered;
 }
 
 /** The page channels to a target that has admitted the guest, on lanes of their own; nothing of it is open yet. */
@@ -59,6 +75,7 @@ export function makePageLink(
   { guest, to, attempt, parameters, options }: Transfer,
   pump: PumpKind,
   hashes: HashTable | undefined,
+  { capabilities }: Admitted,
   events: TransferEvents,
 ): PageLink {
   const { session } = attempt;
@@ -75,6 +92,7 @@ export function makePageLink(
         memory: guest.memory.share(),
         hashes,
         compression: parameters.multifdCompression,
+        choices: BLOCK_COMPRESSIONS.filter((name) => hasCodec(name) && capabilities.includes(name)),
         xbzrleCacheBytes: parameters.isXbzrleOn ? Math.floor(parameters.xbzrleCacheBytes / parameters.multifdChannels) : 0,
         congestionControl: parameters.congestionControl,
         zeroCheck: options.zeroCheck ?? "vector",

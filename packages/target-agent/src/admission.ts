@@ -2,7 +2,8 @@ import { endianness } from "node:os";
 import { NIC_BYTES } from "@precopy/guest";
 import type { WorkloadCatalogue } from "@precopy/guest";
 import { hostPageBytes, isLinuxAvailable } from "@precopy/linux";
-import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
+import { BLOCK_COMPRESSIONS, MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
+import { hasCodec } from "@precopy/protocol/page-codec";
 import type { GuestManifest, Message } from "@precopy/protocol";
 
 /** Card and regions are whole pages, inside the guest's memory, and share no byte. @throws {MigrationError} ERR_BAD_MESSAGE */
@@ -17,7 +18,7 @@ function checkRegions({ memoryBytes, devices, vcpus }: GuestManifest): void {
 }
 
 /** What a source may ask for and this release can do. */
-export const CAPABILITIES: readonly string[] = ["lz4", "xbzrle", "digest"];
+export const CAPABILITIES: readonly string[] = [...BLOCK_COMPRESSIONS.filter(hasCodec), "xbzrle", "digest"];
 
 /**
  * Everything that can be refused before anything is reserved, cheapest first. Memory, epoch and presence are the registry's.

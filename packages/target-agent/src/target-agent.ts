@@ -4,7 +4,7 @@ import { HANDSHAKE_TIMEOUT_MS, MigrationError, ownerAnswer } from "@precopy/prot
 import type { ControlMessage, Message, OwnerAnswer, Ownership } from "@precopy/protocol";
 import { peerError } from "@precopy/transport";
 import type { ChannelName, ChannelSocket, ControlChannel } from "@precopy/transport";
-import { checkAdmission } from "./admission.js";
+import { CAPABILITIES, checkAdmission } from "./admission.js";
 import { IncomingMigration } from "./incoming-migration.js";
 import type { TargetAgentOptions } from "./incoming-migration.js";
 
@@ -173,7 +173,14 @@ export class TargetAgent {
       this.#options.onPhase?.(admit.manifest.id, admit.epoch, "receiving", undefined);
       await this.#options.reach?.("target.receiving");
       if (control.closed !== undefined) return await this.#incoming.discard(control.closed); // it left while we prepared
-      control.send({ type: "admitted", session: admit.session, release, pump, probeMs: 2 * (await hopMs(guests.memory)) });
+      control.send({
+        type: "admitted",
+        session: admit.session,
+        release,
+        pump,
+        probeMs: 2 * (await hopMs(guests.memory)),
+        capabilities: [...CAPABILITIES],
+      });
     } catch (thrown) {
       const error = MigrationError.from(thrown);
       if (this.#control === control) await this.#incoming?.discard(error);

@@ -3,9 +3,9 @@ import { systemLz4 } from "@precopy/linux";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
 import type { HashTable, SharedMemory, ZeroCheck } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
-import type { ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
-import { lz4Napi } from "@precopy/protocol/page-codec";
-import type { Lz4 } from "@precopy/protocol/page-codec";
+import type { BlockCompression, ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
+import { codecOfNode } from "@precopy/protocol/page-codec";
+import type { BlockCodec } from "@precopy/protocol/page-codec";
 import { LaneTable } from "./lane-table.js";
 import type { SharedLanes } from "./lane-table.js";
 import { PagePacker } from "./page-packer.js";
@@ -36,6 +36,8 @@ export type ToChannel =
   | ({
       readonly type: "send";
       readonly compression: MigrationParameters["multifdCompression"];
+      /** See PackerSource. */
+      readonly choices?: readonly BlockCompression[];
       /** See PackerSource. */
       readonly xbzrleCacheBytes?: number;
       /** Default auto; a name is the direct pump's to set. */
@@ -126,10 +128,10 @@ export class ChannelEnd {
         ? new DirectSendPump(setup.fd, memory, mayGoOn, setup.congestionControl)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
-    const { compression, xbzrleCacheBytes = 0, zeroCheck = "vector", sentPages } = setup;
+    const { compression, choices = ["lz4"], xbzrleCacheBytes = 0, zeroCheck = "vector", sentPages } = setup;
     const lanes = new LaneTable(setup.lanes).lanes;
-    const lz4 = (): Lz4 => lz4For(setup.pump);
-    const source = { memory, hashes: this.#hashes, lanes, compression, xbzrleCacheBytes, lz4, zeroCheck, sentPages };
+    const codec = codecsFor(setup.pump);
+    const source = { memory, hashes: this.#hashes, lanes, compression, choices, xbzrleCacheBytes, codec, zeroCheck, sentPages };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
     this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }
@@ -140,7 +142,7 @@ export class ChannelEnd {
     this.#hashes = hashes;
     const lanes = new LaneTable(setup.lanes);
     const populated = new Bitmap(memory.pages, setup.populated);
-    const store = new PageStore({ memory, hashes, channel: setup.channel, lanes, populated, lz4: () => lz4For(setup.pump) });
+    const store = new PageStore({ memory, hashes, channel: setup.channel, lanes, populated, codec: codecsFor(setup.pump) });
     const onFlush = ({ round, sequence, lanes: bits }: PacketHeader): void =>
       this.#reply({ type: "flushed", round, lanes: bits, packets: sequence + 1, digest: hashes?.digest() });
     if (setup.pump === "direct" && setup.fd !== undefined)
@@ -171,4 +173,7 @@ export class ChannelEnd {
 }
 
 /** The portable pump is for where nothing but Node can be counted on. */
-const lz4For = (pump: PumpKind): Lz4 => (pump === "direct" ? systemLz4() : undefined) ?? lz4Napi;
+const codecsFor =
+  (pump: PumpKind) =>
+  (compression: BlockCompression): BlockCodec =>
+    (pump === "direct" && compression === "lz4" ? systemLz4() : undefined) ?? codecOfNode(compression);

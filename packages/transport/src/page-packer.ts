@@ -13,9 +13,9 @@ import {
   TABLE_BYTES_MAX,
   encodeHeader,
 } from "@precopy/protocol";
-import type { MigrationParameters, XbzrleCounts } from "@precopy/protocol";
-import { encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
-import type { Lz4 } from "@precopy/protocol/page-codec";
+import type { BlockCompression, MigrationParameters, XbzrleCounts } from "@precopy/protocol";
+import { codecOfNode, encodeBlock } from "@precopy/protocol/page-codec";
+import type { BlockCodec } from "@precopy/protocol/page-codec";
 import { CompressionChoice } from "./compression-choice.js";
 import type { PackSample } from "./compression-choice.js";
 import { DeltaEncoder } from "./delta-encoder.js";
@@ -64,13 +64,17 @@ export interface PackerSource {
   readonly compression: MigrationParameters["multifdCompression"];
   /** Of this channel; after the first round pages are sent as what changed since. 0, the default, for none. */
   readonly xbzrleCacheBytes?: number;
-  /** Asked for when blocks are made, not before: a channel without them opens no library. Default lz4-napi. */
-  readonly lz4?: () => Lz4;
+  /** What `auto` may choose from, beside none: what the target can decode, and this side encode. Default LZ4 only. */
+  readonly choices?: readonly BlockCompression[];
+  /** Asked for when blocks are made, not before: a channel without them opens no library. Default Node's. */
+  readonly codec?: (compression: BlockCompression) => BlockCodec;
   /** Default vector. */
   readonly zeroCheck?: ZeroCheck;
   /** One shared number, raised by the pages with data that were handed to the socket; a reader may see it a little late. */
   readonly sentPages?: Float64Array;
 }
+
+const ENCODINGS = { lz4: PageEncoding.Lz4, zstd: PageEncoding.Zstd } as const satisfies Record<BlockCompression, PageEncoding>;
 
 /** Turns a round's bitmap into packets of the lanes a channel carries: zero pages as runs, the others as runs and bytes. */
 export class PagePacker {
@@ -84,7 +88,7 @@ export class PagePacker {
   #payload: Buffer | undefined; // of the packet being encoded; there once one was
   #block: Buffer | undefined; // raw, being filled
   /** Of `auto`. */
-  readonly #choice = new CompressionChoice();
+  readonly #choice: CompressionChoice;
   /** There from the beginning, so that its memory is not asked for in a pause. */
   readonly #encoder: DeltaEncoder | undefined;
   /** The same from the second round on: in the first nothing was sent before. */
@@ -105,7 +109,8 @@ export class PagePacker {
   constructor(source: PackerSource, pump: SendPump) {
     this.#source = source;
     this.#pump = pump;
-    const { hashes, memory, xbzrleCacheBytes = 0 } = source;
+    const { hashes, memory, xbzrleCacheBytes = 0, choices = ["lz4"] } = source;
+    this.#choice = new CompressionChoice(choices);
     this.#encoder = xbzrleCacheBytes > 0 ? new DeltaEncoder(memory, xbzrleCacheBytes) : undefined;
     this.#renew = hashes && ((first, pages) => hashes.renew(first, pages));
     this.#forEachContents = zeroDetector(source.memory, source.zeroCheck);
@@ -179,8 +184,7 @@ export class PagePacker {
       const payload = this.#deltas.encode(this.#dataRuns, this.#data, this.#renew);
       await this.#send(PacketKind.Pages, 0, PageEncoding.Xbzrle, payload);
     } else if (this.#source.compression === "auto") await this.#sendChosen();
-    else if (this.#source.compression === "lz4") await this.#send(PacketKind.Pages, 0, PageEncoding.Lz4, await this.#compress());
-    else await this.#send(PacketKind.Pages, 0);
+    else await this.#sendPages(this.#source.compression);
     this.#handedTo = this.#packedTo;
     this.#normalPages += this.#dataPages;
     const { sentPages } = this.#source;
@@ -188,24 +192,33 @@ export class PagePacker {
     this.#data = this.#zero = this.#dataPages = 0;
   }
 
+  async #sendPages(compression: BlockCompression | "none"): Promise<void> {
+    if (compression === "none") await this.#send(PacketKind.Pages, 0);
+    else await this.#send(PacketKind.Pages, 0, ENCODINGS[compression], await this.#compress(this.#codec(compression)));
+  }
+
   /** As they are or compressed, whichever the link takes sooner. */
   async #sendChosen(): Promise<void> {
-    const isCompressed = this.#choice.mayCompress(() => this.#sample());
-    const [started, before] = [performance.now(), this.#bytes];
-    if (isCompressed) await this.#send(PacketKind.Pages, 0, PageEncoding.Lz4, await this.#compress());
-    else await this.#send(PacketKind.Pages, 0);
-    this.#choice.sent(isCompressed, this.#dataPages, this.#bytes - before, performance.now() - started);
+    const chosen = this.#choice.choose((compression) => this.#sample(this.#codec(compression)));
+    const [startedAt, before] = [performance.now(), this.#bytes];
+    await this.#sendPages(chosen);
+    const [pages, bytes, endedAt] = [this.#dataPages, this.#bytes - before, performance.now()];
+    this.#choice.sent({ compression: chosen, pages, bytes, startedAt, endedAt, backlogBytes: this.#pump.backlogBytes() });
+  }
+
+  #codec(compression: BlockCompression): BlockCodec {
+    return (this.#source.codec ?? codecOfNode)(compression);
   }
 
   /** A block from the middle of the packet, which nobody sends. */
-  #sample(): PackSample {
+  #sample(codec: BlockCodec): PackSample {
     const run = 2 * Math.floor(this.#data / 4);
     const [first, pages] = [this.#dataRuns[run]!, Math.min(this.#dataRuns[run + 1]!, BLOCK_PAGES)];
     const started = performance.now();
     const block = (this.#block ??= Buffer.allocUnsafeSlow(BLOCK_BYTES));
     block.set(this.#source.memory.view(first, pages));
     const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
-    const bytes = encodeBlock(block.subarray(0, pages * PAGE_BYTES), payload, 0, this.#source.lz4?.() ?? lz4Napi);
+    const bytes = encodeBlock(block.subarray(0, pages * PAGE_BYTES), payload, 0, codec);
     return { pages, bytes, ms: performance.now() - started };
   }
 
@@ -233,15 +246,14 @@ export class PagePacker {
    * From a private copy: a page that changed under the compressor would give a block that nobody can decode. Always the same copy, which stays in
    * the processor's cache.
    */
-  async #compress(): Promise<Buffer> {
+  async #compress(codec: BlockCodec): Promise<Buffer> {
     const { memory } = this.#source;
-    const lz4 = this.#source.lz4?.() ?? lz4Napi;
     const payload = (this.#payload ??= Buffer.allocUnsafeSlow(PACKET_PAYLOAD_BYTES_MAX));
     const block = (this.#block ??= Buffer.allocUnsafeSlow(BLOCK_BYTES));
     let bytes = 0;
     let raw = 0; // of the block being filled
     const end = (): void => {
-      bytes += encodeBlock(block.subarray(0, raw), payload, bytes, lz4);
+      bytes += encodeBlock(block.subarray(0, raw), payload, bytes, codec);
       raw = 0;
     };
     for (let at = 0; at < this.#data; at += 2) {
@@ -255,7 +267,7 @@ export class PagePacker {
       }
     }
     if (raw > 0) end();
-    if (lz4.leavesGarbage && dropped(bytes)) await new Promise((resolve) => setImmediate(resolve));
+    if (codec.leavesGarbage && dropped(bytes)) await new Promise((resolve) => setImmediate(resolve));
     return payload.subarray(0, bytes);
   }
 }

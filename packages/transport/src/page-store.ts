@@ -13,9 +13,9 @@ import {
   RUN_BYTES,
   STRIPE_PAGES,
 } from "@precopy/protocol";
-import { BlockReader, lz4Napi } from "@precopy/protocol/page-codec";
-import type { Lz4 } from "@precopy/protocol/page-codec";
-import type { PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
+import { BlockReader, codecOfNode } from "@precopy/protocol/page-codec";
+import type { BlockCodec } from "@precopy/protocol/page-codec";
+import type { BlockCompression, PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
 import { lanesOfBits } from "./lane-table.js";
 import type { LaneTable } from "./lane-table.js";
 import { dropped } from "./young-garbage.js";
@@ -31,8 +31,8 @@ export interface StoreTarget {
   readonly lanes: LaneTable;
   /** Pages that may be other than zero; the stripes of a lane are its carrier's alone until the guest runs. */
   readonly populated: Bitmap;
-  /** Asked for when blocks come, not before: a channel without them opens no library. Default lz4-napi. */
-  readonly lz4?: () => Lz4;
+  /** Asked for when blocks come, not before: a channel without them opens no library. Default Node's. */
+  readonly codec?: (compression: BlockCompression) => BlockCodec;
 }
 
 /**
@@ -120,7 +120,8 @@ export class PageStore implements PacketSink {
   }
 
   payload(bytes: Buffer): void {
-    if (this.#header?.encoding === PageEncoding.Lz4) this.#storeBlocks(bytes);
+    if (this.#header?.encoding === PageEncoding.Lz4) this.#storeBlocks(bytes, "lz4");
+    else if (this.#header?.encoding === PageEncoding.Zstd) this.#storeBlocks(bytes, "zstd");
     else if (this.#header?.encoding === PageEncoding.Xbzrle) this.#storeDeltas(bytes);
     else this.#storeRaw(bytes);
   }
@@ -150,12 +151,12 @@ export class PageStore implements PacketSink {
     this.#hashedPages = complete;
   }
 
-  #storeBlocks(payload: Buffer): void {
-    const lz4 = this.#target.lz4?.() ?? lz4Napi;
-    const blocks = new BlockReader(payload, this.#dataPages, lz4);
+  #storeBlocks(payload: Buffer, compression: BlockCompression): void {
+    const codec = (this.#target.codec ?? codecOfNode)(compression);
+    const blocks = new BlockReader(payload, this.#dataPages, codec);
     for (let pages = blocks.next(); pages !== undefined; pages = blocks.next()) {
       this.#storeRaw(Buffer.from(pages.buffer, pages.byteOffset, pages.byteLength));
-      if (lz4.leavesGarbage) dropped(pages.byteLength);
+      if (codec.leavesGarbage) dropped(pages.byteLength);
     }
   }
 

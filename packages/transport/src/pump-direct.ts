@@ -94,6 +94,10 @@ export class DirectSendPump implements SendPump {
     this.#socket.setPacing(bytesPerSecond);
   }
 
+  backlogBytes(): number | undefined {
+    return this.#socket.backlogBytes();
+  }
+
   close(): void {} // the main thread owns the descriptor
 }
 

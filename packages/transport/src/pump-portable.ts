@@ -85,6 +85,11 @@ export class PortableSendPump implements SendPump {
     this.#bucket.setRate(bytesPerSecond);
   }
 
+  /** Of what Node has handed on nobody can be asked. */
+  backlogBytes(): undefined {
+    return undefined;
+  }
+
   close(): void {
     this.#socket.destroy();
   }

@@ -34,5 +34,7 @@ export interface SendPump {
   sendBytes(head: Buffer, payload: Buffer | undefined): Promise<void> | undefined;
   /** Bytes a second from now on; 0 lifts the limit. */
   setPacing(bytesPerSecond: number): void;
+  /** Bytes that were taken and not acknowledged by the peer's system; undefined where nobody can tell. */
+  backlogBytes(): number | undefined;
   close(): void;
 }

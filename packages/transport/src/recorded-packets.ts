@@ -29,6 +29,9 @@ export class RecordingPump implements SendPump {
   }
 
   setPacing(): void {}
+  backlogBytes(): undefined {
+    return undefined;
+  }
   close(): void {}
 }
 
