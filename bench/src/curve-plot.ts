@@ -10,7 +10,9 @@ export interface CurvePlot {
   /** What all points have in common, one line. */
   readonly subtitle: string;
   readonly x: { readonly label: string; readonly scale: ChartScale };
-  /** By x, ascending. `values`: of each line, ms, above 0, at least one. */
+  /** Of what the values are; `ms` if left out. */
+  readonly yLabel?: string;
+  /** By x, ascending. `values`: of each line, above 0, at least one. */
   readonly points: readonly { readonly x: number; readonly label: string; readonly values: Readonly<Record<string, readonly number[]>> }[];
   /** The names in `values`. */
   readonly lines: readonly string[];
@@ -19,13 +21,13 @@ export interface CurvePlot {
 const DASHES = ["none", "6,3", "2,3"];
 
 /** Times by their logarithm: a total and the pause in it may be a thousand to one, and growth by a factor has the same slope in both. */
-export async function plotCurve({ name, title, subtitle, x, points, lines }: CurvePlot): Promise<Plot> {
+export async function plotCurve({ name, title, subtitle, x, yLabel = "ms", points, lines }: CurvePlot): Promise<Plot> {
   const labels = new Map(points.map((point) => [point.x, point.label]));
   const svg = await lineChart({
     title,
     subtitle,
     x: { ...x, tickText: (at) => labels.get(at) ?? "" },
-    y: { label: "ms", scale: "log" },
+    y: { label: yLabel, scale: "log" },
     lines: lines.map((label, at) => ({
       label,
       colour: CHART_COLOURS[at % CHART_COLOURS.length] ?? "black",

@@ -38,6 +38,17 @@ export function parseProcessorTimes(stat: string): ProcessorTimes {
 }
 const processorTimes = (): ProcessorTimes => parseProcessorTimes(readFileSync("/proc/stat", "utf8"));
 
+/** Counts what the host gives to other machines from now on. @returns the share of all processors' time so far, 0 to 1 */
+export function watchSteal(): () => number {
+  const before = processorTimes();
+  return () => {
+    const now = processorTimes();
+    return (now.steal - before.steal) / Math.max(now.all - before.all, 1);
+  };
+}
+/** A run of which the host took more was a run of another machine. */
+export const isDisturbed = (stealShare: number): boolean => stealShare > STEAL_MAX;
+
 /** Not optimised away: its result is used. */
 function spin(): number {
   let state = 1;

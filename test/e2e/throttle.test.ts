@@ -101,6 +101,17 @@ for (const { title, args, skip } of [
       assert.match(switched(report), /^switch over: time is up/);
     });
 
+    it("waits with --pause-before-switchover, the guest running, until `precopy continue`", { skip }, async () => {
+      const migration = migrate("--pause-before-switchover", "on");
+      while ((await migration.expect("round"))["isReady"] !== true) continue;
+      const { stdout } = await precopy(["status", "--socket", here!.socket, "--json"]);
+      const { guest, "query-migrate": query } = JSON.parse(stdout);
+      assert.deepEqual([guest.phase, query.status], ["migrating", "pre-switchover"]);
+      const { code, stderr } = await precopy(["continue", "--socket", here!.socket]);
+      assert.equal(code, 0, stderr);
+      assert.match(switched(await arrives(migration)), AS_EXPECTED);
+    });
+
     it("`precopy set` without a migration in progress is refused", { skip }, async () => {
       const { code, stderr } = await precopy(["set", "--socket", here!.socket, "--downtime-limit", "20"]);
       assert.equal(code, 5);

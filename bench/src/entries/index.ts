@@ -10,6 +10,7 @@ import { forecastEntries } from "./forecast.js";
 import { foundingNfvEntries } from "./founding-nfv.js";
 import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
+import { linkSpeedEntries } from "./link-speed.js";
 import { pauseEntries } from "./pause.js";
 import { slowdownEntries } from "./slowdown.js";
 import { pauseOf100, pausesEntries, versusEntries } from "./versus.js";
@@ -28,6 +29,7 @@ export const entries: readonly Bench[] = [
   ...foundingOptionsEntries,
   ...convergenceEntries,
   ...forecastEntries,
+  ...linkSpeedEntries,
   ...compressionEntries,
   ...demoEntries,
   ...pauseEntries,

@@ -154,6 +154,7 @@ describe("source", () => {
         isXbzrleOn: true,
         xbzrleCacheBytes: 2 ** 27,
         isHoldBackOn: true,
+        isPauseBeforeSwitchoverOn: false,
         isDigestOn: true,
         isAuditOn: false,
         pump: "portable",
@@ -248,6 +249,11 @@ describe("a bad value is refused with its option and text", () => {
     ["source --vcpu-dirty-limit 1", /^--vcpu-dirty-limit 1: vcpu-dirty-limit is 1, must be 4096 or more B\/s$/],
     ["source --timeout soon", /^--timeout: "soon" is not a time/],
     ["source --timeout-action postcopy", /^--timeout-action: "postcopy" is not one of cancel, force$/],
+    [
+      "migrate x --mode stop-and-copy --pause-before-switchover on",
+      /^mode is stop-and-copy, must be precopy with pause-before-switchover$/,
+    ],
+    ["history --last 0", /^--last: /],
     ["set", /^nothing to set: give at least one of the options$/],
     ["source --digest yes", /^--digest: "yes" is not one of on, off$/],
     ["source --mode postcopy", /^--mode: "postcopy" is not one of precopy, stop-and-copy$/],
@@ -328,7 +334,23 @@ describe("help", () => {
   });
 
   it("states the default of every option of every command that takes a value", async () => {
-    for (const command of ["source", "target", "migrate", "status", "cancel", "who-owns", "resolve", "switch", "client", "demo", "bench"]) {
+    for (const command of [
+      "source",
+      "target",
+      "migrate",
+      "plan",
+      "dirty-rate",
+      "history",
+      "set",
+      "status",
+      "cancel",
+      "who-owns",
+      "resolve",
+      "switch",
+      "client",
+      "demo",
+      "bench",
+    ]) {
       const { out, thrown } = await run(command, "--help");
       assert.ok(thrown instanceof CommanderError && thrown.exitCode === 0);
       const [, list = ""] = out.split("Options:\n");
@@ -378,6 +400,26 @@ describe("the other commands", () => {
     assert.deepEqual(given.to, { host: "2001:db8::2", port: 1 });
     assert.deepEqual(given.parameters, { downtimeLimitMs: 0, isDigestOn: false, isAuditOn: false });
     assert.equal(given.socket, socketPath("b"));
+  });
+
+  it("continue switches off what --pause-before-switchover switched on", async () => {
+    const { calls } = await run("continue", "--name", "b");
+    const asked = { name: "b", socket: socketPath("b"), parameters: { isPauseBeforeSwitchoverOn: false } };
+    assert.deepEqual(calls, [{ command: "set", options: asked }]);
+    assert.deepEqual((await options<{ parameters: object }>("set", "--pause-before-switchover", "on")).parameters, {
+      isPauseBeforeSwitchoverOn: true,
+    });
+  });
+
+  it("plan takes what migrate takes, dirty-rate and history what they need", async () => {
+    assert.deepEqual(await options("plan", "[::1]", "--throttle", "sdps", "--guest", "g", "--json"), {
+      ...{ name: "default", socket: socketPath("default"), to: { host: "::1", port: 4646 }, guest: "g" },
+      ...{ parameters: { throttle: "sdps" }, isJson: true },
+    });
+    const { calls } = await run("dirty-rate", "--guest", "g");
+    const asked = { name: "default", socket: socketPath("default"), guest: "g", isJson: false };
+    assert.deepEqual(calls, [{ command: "dirtyRate", options: asked }]);
+    assert.deepEqual(await options("history", "--name", "b", "--last", "3"), { stateDir: statePath("b"), last: 3, isJson: false });
   });
 
   it("set passes on only what was given, and takes what may be changed in flight", async () => {

@@ -32,6 +32,7 @@ import {
   liveParametersOf,
   modeOption,
   parametersOf,
+  unattended,
   parseCongestionControl,
   withLive,
   withMigration,
@@ -613,6 +614,9 @@ function addCommands(program: Command, actions: Actions): void {
   withSelection(program.command("cancel").description("cancel the migration in progress; the guest runs on at the source")).action(
     (given) => actions.cancel(selectionOf(given)),
   );
+  withSelection(
+    program.command("continue").description("let a migration with --pause-before-switchover pause the guest and switch over"),
+  ).action((given) => actions.set({ ...selectionOf(given), parameters: { isPauseBeforeSwitchoverOn: false } }));
   withLive(withSelection(program.command("set").description("change the migration in progress; what is not given stays as it is"))).action(
     async (given) => {
       const parameters = liveParametersOf(given);
@@ -773,7 +777,7 @@ function addDemo(program: Command, actions: Actions): void {
         modes: given.modes,
         repeats: given.repeats,
         dirtyLog: given.dirtyLog,
-        parameters: fillParameters({ ...parametersOf(given), mode }),
+        parameters: unattended(fillParameters({ ...parametersOf(given), mode })),
         report: given.report,
         isJson: given.json === true,
         hasFaultPoints: given.faultPoints === true,

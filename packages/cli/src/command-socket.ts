@@ -43,6 +43,7 @@ const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
 const live = {
   downtimeLimitMs: z.number().exactOptional(),
   maxBandwidthBytesPerSecond: z.number().exactOptional(),
+  isPauseBeforeSwitchoverOn: z.boolean().exactOptional(),
   throttle: z.enum(THROTTLES).exactOptional(),
   throttleTriggerThresholdPercent: z.number().exactOptional(),
   cpuThrottleInitialPercent: z.number().exactOptional(),

@@ -31,6 +31,7 @@ export const downtimeLimitOption = () =>
 export interface GivenLive {
   readonly downtimeLimit?: number;
   readonly maxBandwidth?: number;
+  readonly pauseBeforeSwitchover?: (typeof ON_OFF)[number];
   readonly throttle?: MigrationParameters["throttle"];
   readonly throttleTriggerThreshold?: number;
   readonly cpuThrottleInitial?: number;
@@ -50,6 +51,11 @@ const liveOptions = (): readonly Option[] => [
     "--max-bandwidth <BW>",
     "cap on all page channels together, bytes/s or such as 10Gbit or 128MiB/s; lifted in the pause (default: 0, no cap)",
     (text) => fillParameters({ maxBandwidthBytesPerSecond: parseBandwidth(text) }).maxBandwidthBytesPerSecond,
+  ),
+  option(
+    "--pause-before-switchover <SWITCH>",
+    "when the guest could be paused go on with rounds, until `precopy continue`: on or off (default: off)",
+    parseChoice(ON_OFF),
   ),
   option(
     "--throttle <KIND>",
@@ -165,6 +171,7 @@ export type GivenMigration = GivenTransfer &
 export const liveParametersOf = (given: GivenLive): Partial<LiveParameters> => ({
   ...(given.downtimeLimit !== undefined && { downtimeLimitMs: given.downtimeLimit }),
   ...(given.maxBandwidth !== undefined && { maxBandwidthBytesPerSecond: given.maxBandwidth }),
+  ...(given.pauseBeforeSwitchover && { isPauseBeforeSwitchoverOn: given.pauseBeforeSwitchover === "on" }),
   ...(given.throttle && { throttle: given.throttle }),
   ...(given.throttleTriggerThreshold && { throttleTriggerThresholdPercent: given.throttleTriggerThreshold }),
   ...(given.cpuThrottleInitial && { cpuThrottleInitialPercent: given.cpuThrottleInitial }),
@@ -174,6 +181,12 @@ export const liveParametersOf = (given: GivenLive): Partial<LiveParameters> => (
   ...(given.timeout !== undefined && { timeoutMs: given.timeout }),
   ...(given.timeoutAction && { timeoutAction: given.timeoutAction }),
 });
+
+/** @throws {MigrationError} ERR_PARAMETER if it would wait for somebody who does not know of it */
+export function unattended(parameters: MigrationParameters): MigrationParameters {
+  if (parameters.isPauseBeforeSwitchoverOn) refuse("--pause-before-switchover waits for `precopy continue`, and here nobody could say it");
+  return parameters;
+}
 
 /** What was given and nothing else, checked. An audit needs the digest and goes with it, unless it was asked for. */
 export function parametersOf(given: GivenMigration): Partial<MigrationParameters> {

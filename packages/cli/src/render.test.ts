@@ -102,6 +102,7 @@ const round: RoundProgress = {
   remainingPages: 1000,
   throttlePercent: 0,
   xbzrle: undefined,
+  isReady: false,
   verdict: undefined,
   decision: "next round: expected downtime 431 ms is above the limit of 300 ms",
 };

@@ -149,6 +149,7 @@ export class Migration {
         remainingPages: 0,
         throttlePercent: 0,
         xbzrle: last.xbzrle,
+        isReady: false,
         decision: "last round: guest paused",
         verdict: undefined,
       });

@@ -25,6 +25,8 @@ export interface RoundOutlook {
 export type Decision =
   /** throttlePercent: auto-converge's next step, if it takes one now. */
   | { readonly action: "next round"; readonly reason: string; readonly throttlePercent?: number }
+  /** It could be switched over, and the operator wants to say when. */
+  | { readonly action: "wait"; readonly reason: string }
   | { readonly action: "switch over"; readonly reason: string }
   | { readonly action: "give up"; readonly reason: string };
 
@@ -48,6 +50,7 @@ const SDPS_PERCENT_MAX = 97;
 export type PolicyParameters = Pick<
   MigrationParameters,
   | "downtimeLimitMs"
+  | "isPauseBeforeSwitchoverOn"
   | "throttle"
   | "throttleTriggerThresholdPercent"
   | "cpuThrottleInitialPercent"
@@ -72,7 +75,8 @@ export function decide(history: readonly RoundOutlook[], parameters: PolicyParam
     const isWorth = gain > Math.max(WORTH_SHARE * expected, WORTH_MS) && now.nextRoundMs <= TOTAL_MS_PER_PAUSE_MS * gain;
     if (isWorth && history.length < ROUNDS_MAX && !isStalled(history, 2))
       return { action: "next round", reason: `would save ${gain.toFixed(1)} ms of pause` };
-    return { action: "switch over", reason: `expected ${expected.toFixed(1)} ms` };
+    const action = parameters.isPauseBeforeSwitchoverOn ? "wait" : "switch over";
+    return { action, reason: `expected ${expected.toFixed(1)} ms` };
   }
   // Once it was within the limit, and another round was to make it better: what it was then it can be again.
   const wasWithin = history.some(({ expectedDowntimeMs }) => expectedDowntimeMs <= downtimeLimitMs);

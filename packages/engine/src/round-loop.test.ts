@@ -90,6 +90,7 @@ describe("preCopy", () => {
         remainingPages: 80,
         throttlePercent: 0,
         xbzrle: undefined,
+        isReady: false,
         decision: "next round",
         verdict: true,
       },
@@ -153,6 +154,25 @@ describe("preCopy", () => {
     const { rounds, expectedDowntimeMs } = await run(ports, () => ({ maxBandwidthBytesPerSecond }));
     assert.equal(rounds, 6, "the round in which it would have been given up, had nothing changed");
     assert.ok(expectedDowntimeMs < 10, `${expectedDowntimeMs} ms`);
+  });
+
+  it("with pause-before-switchover goes on with rounds until it is switched off, however many that takes", async () => {
+    const ports = stubborn();
+    ports.finds = Array.from({ length: 400 }, () => span(4));
+    ports.costMs = {};
+    ports.pageMs = 0.125;
+    let isPauseBeforeSwitchoverOn = true;
+    ports.onRoundDone = ({ round }) => {
+      if (round === 200) isPauseBeforeSwitchoverOn = false;
+      setImmediate(() => {
+        for (let look = 0; look < 60; look++) ports.tick(); // the time of a rest
+      });
+    };
+    const { rounds } = await run(ports, () => ({ isPauseBeforeSwitchoverOn }));
+    assert.equal(rounds, 201);
+    const waiting = ports.rounds.filter(({ isReady }) => isReady);
+    assert.ok(waiting.length > 190 && waiting.every(({ decision }) => decision.startsWith("wait: expected ")), `${waiting.length}`);
+    assert.equal(ports.rounds.at(-1)?.isReady, false);
   });
 
   it("with the time up, the round under way is the last one, whatever the pause will be", async () => {

@@ -6,7 +6,7 @@ import type { FixedParts } from "./estimate.js";
 import { decide } from "./policy.js";
 import type { Decision, RoundOutlook } from "./policy.js";
 import { HoldBack } from "./hold-back.js";
-import type { Clock, DirtyPort, GuestPort, LinkPort } from "./ports.js";
+import type { Clock, DirtyPort, GuestPort, LinkPort, Timer } from "./ports.js";
 import { RoundStats } from "./round-stats.js";
 import type { Throttling } from "./throttling.js";
 import { verdict } from "./verdict.js";
@@ -16,6 +16,7 @@ export interface RoundLoopPorts {
   readonly link: Pick<LinkPort, "sendRound" | "roundTripMs">;
   readonly guest: Pick<GuestPort, "probeMs">;
   readonly clock: Clock;
+  readonly every: Timer;
   /** The target's own measure of how fast its vCPUs start, ms. */
   readonly resumeMs: number;
 }
@@ -59,7 +60,7 @@ export async function preCopy(
 
 async function sendRounds(
   { pages, acceptedAtMs, parameters, isForced }: MigrationPlan,
-  { dirty, link, guest, clock, resumeMs }: RoundLoopPorts,
+  { dirty, link, guest, clock, every, resumeMs }: RoundLoopPorts,
   throttling: Throttling,
   onRound: (round: RoundProgress) => void,
 ): Promise<RoundLoopResult> {
@@ -129,14 +130,33 @@ async function sendRounds(
       remainingPages,
       throttlePercent,
       xbzrle: transfer.xbzrle,
+      isReady: decision.action === "wait",
       decision: describe(decision),
       verdict: verdict(history, parameters(), decision.action === "give up"),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
     if (decision.action === "switch over") holdBack?.release(bitmap);
     if (decision.action === "switch over") return { remaining: bitmap, rounds: round, expectedDowntimeMs: expected };
+    if (decision.action !== "wait") continue;
+    history.length = 0; // however long it waits, that is no lack of progress
+    await rest(every, () => isForced() || !parameters().isPauseBeforeSwitchoverOn);
   }
 }
+
+/** While the operator is waited for, a round each so often keeps what is left small. */
+const REST_MS = 1000;
+const REST_LOOK_MS = 20;
+
+/** Until it is over, or it is time for another round. */
+const rest = (every: Timer, isOver: () => boolean): Promise<void> =>
+  new Promise((resolve) => {
+    let looks = 0;
+    const stop = every(REST_LOOK_MS, () => {
+      if (++looks * REST_LOOK_MS < REST_MS && !isOver()) return;
+      stop();
+      resolve();
+    });
+  });
 
 const describe = ({ action, reason }: Decision): string => `${action}: ${reason}`;
 

@@ -184,7 +184,8 @@ export async function simulate(
   costs: ModelCosts = TYPICAL_COSTS,
 ): Promise<Simulated> {
   checkModel(guest, link);
-  const parameters = fillParameters(given);
+  // Nobody waits for an operator here.
+  const parameters = fillParameters({ ...given, isPauseBeforeSwitchoverOn: false });
   if (parameters.isHoldBackOn)
     throw new MigrationError("ERR_PARAMETER", "hold-back cannot be simulated: the model does not know which pages are hot");
   const model = new RunningModel(guest);
@@ -227,6 +228,7 @@ export async function simulate(
   };
   const ports: RoundLoopPorts = {
     clock: () => world.nowMs,
+    every: world.every,
     resumeMs: costs.resumeMs,
     link: simulatedLink,
     guest: { probeMs: () => costs.pauseMs },

@@ -25,6 +25,7 @@ describe("fillParameters", () => {
       { multifdCompression: "zstd" },
       { isXbzrleOn: true },
       { isHoldBackOn: true },
+      { isPauseBeforeSwitchoverOn: true },
       { xbzrleCacheBytes: CHANNELS_MAX * 4096 },
       { xbzrleCacheBytes: 2 ** 31 },
       { mode: "stop-and-copy" },

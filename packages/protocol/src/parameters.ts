@@ -36,7 +36,7 @@ export interface TimeoutParameters {
 }
 
 /** What may be changed while a migration runs. */
-export type LiveParameters = Pick<MigrationParameters, "downtimeLimitMs" | "maxBandwidthBytesPerSecond"> &
+export type LiveParameters = Pick<MigrationParameters, "downtimeLimitMs" | "maxBandwidthBytesPerSecond" | "isPauseBeforeSwitchoverOn"> &
   ThrottleParameters &
   TimeoutParameters;
 
@@ -57,6 +57,8 @@ export interface MigrationParameters extends ThrottleParameters, TimeoutParamete
   readonly xbzrleCacheBytes: number;
   /** Pages that are dirtied again and again wait until little else is left. Default off. */
   readonly isHoldBackOn: boolean;
+  /** When the guest could be paused, rounds go on until this is switched off. Default off. In QEMU the guest stands still meanwhile; here it runs. */
+  readonly isPauseBeforeSwitchoverOn: boolean;
   /** Both sides hash every page and compare the image digest in the commit. Default on. */
   readonly isDigestOn: boolean;
   /** After ACTIVE the source compares its frozen image with what it sent. Default on; needs the digest. */
@@ -76,6 +78,7 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   isXbzrleOn: false,
   xbzrleCacheBytes: 64 * 2 ** 20,
   isHoldBackOn: false,
+  isPauseBeforeSwitchoverOn: false,
   isDigestOn: true,
   isAuditOn: true,
   pump: "auto",
@@ -109,6 +112,7 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
   if (!isWhole(all.xbzrleCacheBytes, CHANNELS_MAX * PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX))
     refuse("xbzrle-cache-size", all.xbzrleCacheBytes, `${CHANNELS_MAX * PAGE_BYTES} to ${XBZRLE_CACHE_BYTES_MAX} B`);
   if (!["precopy", "stop-and-copy"].includes(all.mode)) refuse("mode", all.mode, "precopy or stop-and-copy");
+  if (all.isPauseBeforeSwitchoverOn && all.mode !== "precopy") refuse("mode", all.mode, "precopy with pause-before-switchover");
   if (!["auto", "direct", "portable"].includes(all.pump)) refuse("pump", all.pump, "auto, direct or portable");
   if (!CONGESTION_CONTROL.test(all.congestionControl))
     refuse("congestion-control", `"${all.congestionControl}"`, "auto or a name of at most 15 of a-z, 0-9 and _");
@@ -140,6 +144,7 @@ export const reportParameters = (parameters: MigrationParameters): Record<string
   xbzrle: parameters.isXbzrleOn,
   "xbzrle-cache-size": parameters.xbzrleCacheBytes,
   "hold-back": parameters.isHoldBackOn,
+  "pause-before-switchover": parameters.isPauseBeforeSwitchoverOn,
   digest: parameters.isDigestOn,
   audit: parameters.isAuditOn,
   pump: parameters.pump,

@@ -53,6 +53,8 @@ export interface RoundProgress {
   readonly xbzrle: XbzrleCounts | undefined;
   /** Of the vCPUs' time, withheld from one collection to the next; measured. */
   readonly throttlePercent: number;
+  /** It could be switched over, and waits for the operator: `pause-before-switchover`. */
+  readonly isReady: boolean;
   /** What the policy decided after this round, and why. */
   readonly decision: string;
   /** Undefined of the last round, in which the guest is paused. */

@@ -36,6 +36,7 @@ const round = (number: number, given: Partial<RoundProgress> = {}): RoundProgres
   remainingPages: 0,
   throttlePercent: 0,
   xbzrle: undefined,
+  isReady: false,
   verdict: undefined,
   normalPages: 900,
   zeroPages: 100,

@@ -42,7 +42,7 @@ export function queryMigrate(
   const expected = last?.expectedDowntimeMs;
   const downtimeBytes = result?.downtimeBytes ?? 0;
   return {
-    status: qemuStatus(phase),
+    status: phase === "active" && last?.isReady === true ? "pre-switchover" : qemuStatus(phase),
     "total-time": round2(elapsedMs),
     ...(result === undefined ? {} : { downtime: round2(result.downtimeMs), "setup-time": round2(result.setupMs) }),
     ...(result === undefined && error === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
