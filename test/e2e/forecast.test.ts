@@ -12,10 +12,14 @@ const GUEST = [
 const WORKING_SET_PAGES = 4096;
 const LINK = ["--max-bandwidth", "400Mbit"];
 
-for (const { title, args } of [
-  { title: "mmu log, direct pump", args: ["--dirty-log", "auto"] },
-  { title: "barrier log, portable pump", args: ["--dirty-log", "barrier", "--pump", "portable"] },
-])
+for (const { title, args, skip } of [
+  { title: "mmu log, direct pump", args: ["--dirty-log", "auto"], skip: false },
+  {
+    title: "barrier log, portable pump",
+    args: ["--dirty-log", "barrier", "--pump", "portable"],
+    skip: "neither log nor pump make a difference",
+  },
+] as const)
   describe(`what a migration will come to: ${title}`, () => {
     const lab = new Lab();
     let here: AgentHandle;
@@ -45,7 +49,7 @@ for (const { title, args } of [
       assert.ok(cost < 2, `${cost} %`);
     });
 
-    it("`precopy plan` leaves guest and target as they were, and says what would help if a migration would not end", async () => {
+    it("`precopy plan` leaves guest and target as they were, and says what would help if a migration would not end", { skip }, async () => {
       const { forecast, changes } = await plan("--downtime-limit", "1");
       assert.equal(forecast.ends, false, JSON.stringify(forecast));
       assert.match(forecast.failure, /what would help/);
@@ -81,7 +85,7 @@ for (const { title, args } of [
       [here, there] = [there, here];
     });
 
-    it("a migration that begins ends a plan that is being made", async () => {
+    it("a migration that begins ends a plan that is being made", { skip }, async () => {
       const planning = precopy(["plan", there.listen, "--socket", here.socket]);
       await new Promise((resolve) => setTimeout(resolve, 1500));
       await reportOf(lab.migrate(here, there.listen));
@@ -91,7 +95,7 @@ for (const { title, args } of [
       [here, there] = [there, here];
     });
 
-    it("`precopy plan` is refused as the migration would be", async () => {
+    it("`precopy plan` is refused as the migration would be", { skip }, async () => {
       const { code, stderr } = await precopy(["plan", here.listen, "--socket", there.socket]);
       assert.equal(code, 5);
       assert.match(stderr, /ERR_NO_GUEST/);

@@ -2,7 +2,7 @@ import { formatAddress } from "@precopy/protocol";
 import type { DirtyRate, MigrationPlanReport } from "@precopy/protocol";
 import type { DirtyRateOptions, HistoryOptions, PlanOptions } from "./args.js";
 import { callAgent } from "./command-socket.js";
-import { History } from "./history.js";
+import { readHistory } from "./history.js";
 import { renderDirtyRate, renderHistory, renderPlan } from "./render-forecast.js";
 import { isColoured, printJson } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
@@ -24,7 +24,7 @@ export async function runDirtyRate({ socket, guest, isJson }: DirtyRateOptions, 
 
 /** `precopy history`. */
 export function runHistory({ stateDir, last, isJson }: HistoryOptions, run: RunContext): void {
-  const entries = new History(stateDir).entries().slice(-last);
+  const entries = readHistory(stateDir).slice(-last);
   if (isJson) for (const entry of entries) printJson(run, entry);
   else run.output.write(`${renderHistory(entries)}\n`);
 }

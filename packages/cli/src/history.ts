@@ -62,62 +62,64 @@ function lastSendingMs({ iterations, "query-migrate": { ram } }: MigrationReport
   return typeof known === "number" && known > 0 ? ((ram?.["downtime-bytes"] ?? 0) / known) * 1000 : 0;
 }
 
-/** One JSON line a migration, in the agent's folder, which is its own while it runs (docs/adr/0020). What is damaged is passed over. */
+const fileIn = (stateDir: string): string => join(stateDir, "history.jsonl");
+
+/** All that is kept in an agent's folder, oldest first. What is damaged is passed over. */
+export function readHistory(stateDir: string): HistoryEntry[] {
+  let text: string;
+  try {
+    text = readFileSync(fileIn(stateDir), "utf8");
+  } catch {
+    return []; // nothing was migrated from here yet
+  }
+  return text.split("\n").flatMap((line) => {
+    try {
+      return [entry.parse(JSON.parse(line))];
+    } catch {
+      return []; // cut short, or of a release to come
+    }
+  });
+}
+
+/** One JSON line a migration, in the agent's folder, which is its own while it runs (docs/adr/0020). */
 export class History {
-  readonly #file: string;
+  readonly #stateDir: string;
+  /** Of each target the last hand-overs; read once, since nobody waits for a file in the middle of a migration. */
+  readonly #recent = new Map<string, HandoverCosts[]>();
 
   /** @param stateDir the agent's. */
   constructor(stateDir: string) {
-    this.#file = join(stateDir, "history.jsonl");
+    this.#stateDir = stateDir;
+    for (const one of readHistory(stateDir)) this.#note(one);
   }
 
   /** @throws {MigrationError} ERR_SYSTEM_CALL; the migration is over by then, and no worse for it. */
   add(added: HistoryEntry): void {
+    this.#note(added);
+    const file = fileIn(this.#stateDir);
     try {
-      appendFileSync(this.#file, `${JSON.stringify(added)}\n`, { mode: 0o600 });
-      if (statSync(this.#file).size > BYTES_MAX) this.#halve();
+      appendFileSync(file, `${JSON.stringify(added)}\n`, { mode: 0o600 });
+      if (statSync(file).size > BYTES_MAX) this.#halve(file);
     } catch (cause) {
-      throw new MigrationError("ERR_SYSTEM_CALL", `Cannot write ${this.#file}`, { cause });
+      throw new MigrationError("ERR_SYSTEM_CALL", `Cannot write ${file}`, { cause });
     }
   }
 
-  #halve(): void {
-    const all = this.entries();
-    const next = `${this.#file}.new`;
-    writeFileSync(
-      next,
-      all
-        .slice(all.length / 2)
-        .map((one) => `${JSON.stringify(one)}\n`)
-        .join(""),
-      { mode: 0o600 },
-    );
-    renameSync(next, this.#file);
+  #note({ to, handover }: HistoryEntry): void {
+    if (handover !== null) this.#recent.set(to, [...(this.#recent.get(to) ?? []), handover].slice(-RECENT));
   }
 
-  /** Oldest first. */
-  entries(): HistoryEntry[] {
-    let text: string;
-    try {
-      text = readFileSync(this.#file, "utf8");
-    } catch {
-      return []; // nothing was migrated from here yet
-    }
-    return text.split("\n").flatMap((line) => {
-      try {
-        return [entry.parse(JSON.parse(line))];
-      } catch {
-        return []; // cut short, or of a release to come
-      }
-    });
+  #halve(file: string): void {
+    const all = readHistory(this.#stateDir);
+    const kept = all.slice(all.length / 2).map((one) => `${JSON.stringify(one)}\n`);
+    writeFileSync(`${file}.new`, kept.join(""), { mode: 0o600 });
+    renameSync(`${file}.new`, file);
   }
 
   /** The median of the last hand-overs to this target; undefined if there were none. */
   handoverCosts(to: string): HandoverCosts | undefined {
-    const recent = this.entries()
-      .flatMap((one) => (one.to === to && one.handover !== null ? [one.handover] : []))
-      .slice(-RECENT);
-    if (recent.length === 0) return undefined;
+    const recent = this.#recent.get(to);
+    if (recent === undefined) return undefined;
     const median = (of: (costs: HandoverCosts) => number): number =>
       recent.map(of).toSorted((one, other) => one - other)[Math.floor(recent.length / 2)]!; // there is one at least
     return { send: median(({ send }) => send), commit: median(({ commit }) => commit) };

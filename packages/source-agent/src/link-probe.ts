@@ -62,6 +62,10 @@ export async function probeLink(transfer: Transfer, populated: Bitmap, zeroPageM
       onEvent: () => {}, // what breaks is mended, or fails
       onMessage: () => {},
     });
+    control.onDead = (reason) => {
+      failure ??= reason;
+      void link.stop(reason);
+    };
     signal.addEventListener("abort", () => void link.stop(MigrationError.from(signal.reason)), { once: true });
     try {
       await link.open();

@@ -88,6 +88,8 @@ export class OutgoingMigration {
   readonly forecasts: Forecast[] = [];
   readonly #firstRound: FirstRound;
   #resumeMs = 0;
+  /** As probed last. */
+  #pauseMs = 0;
   readonly #options: SourceAgentOptions;
   readonly handover: SourceHandover;
   readonly #abort = new AbortController();
@@ -201,6 +203,7 @@ export class OutgoingMigration {
       const error = this.#abort.signal.aborted ? MigrationError.from(this.#abort.signal.reason) : MigrationError.from(thrown);
       this.handover.abort(error);
       await this.#carryOut(error);
+      await this.#forecasting?.();
       throw error;
     } finally {
       this.#firstRound.end();
@@ -275,7 +278,7 @@ export class OutgoingMigration {
         },
         link,
         guest: {
-          probeMs: () => guest.probeMs(),
+          probeMs: () => (this.#pauseMs = guest.probeMs()),
           pause: () => this.#pause(),
           withhold: (shares) => guest.withhold(shares),
           activity: () => guest.activity(),
@@ -327,7 +330,8 @@ export class OutgoingMigration {
     const { guest, parameters } = this;
     if (parameters.mode !== "precopy" || round.verdict === undefined) return;
     const handover = this.#options.handoverCosts?.(formatAddress(this.to)) ?? likelyCosts(roundTripMs, this.#resumeMs);
-    const known = { pauseMs: guest.probeMs(), resumeMs: this.#resumeMs, roundTripMs, handover, channels: parameters.multifdChannels };
+    const { multifdChannels: channels } = parameters;
+    const known = { pauseMs: this.#pauseMs, resumeMs: this.#resumeMs, roundTripMs, handover, channels };
     const measured = this.#firstRound.measured(round, guest.memory.pages, known);
     this.#forecasting = async () => {
       this.#forecasting = undefined;
