@@ -7,7 +7,6 @@ import { isDisturbed, watchSteal } from "../noise.js";
 
 const MIB = 2 ** 20;
 const LIMIT_MS = 180_000;
-const TRIES = 3;
 const LINK_RATES = [0.3e9, 1e9, 4e9];
 
 interface Load {
@@ -59,21 +58,6 @@ const errorOf = (expected: number, came: number): number => Math.abs(came / expe
 /** Of what a forecast of the pause may be off: 1 is at the edge. */
 const pauseErrorOf = (expected: number, came: number): number => Math.abs(came - expected) / Math.max(PAUSE_SHARE * came, PAUSE_MS);
 
-/** @returns the first run of which the host took next to nothing; undefined if it took of each */
-async function undisturbed<T>(
-  make: () => Promise<T>,
-  say: (line: string) => void,
-): Promise<{ readonly run: T | undefined; readonly thrownAway: number }> {
-  for (let thrownAway = 0; thrownAway < TRIES; thrownAway++) {
-    const stealShare = watchSteal();
-    const run = await make();
-    const stolen = stealShare();
-    if (!isDisturbed(stolen)) return { run, thrownAway };
-    say(`thrown away: the host took ${(stolen * 100).toFixed(0)} % of the processors' time meanwhile`);
-  }
-  return { run: undefined, thrownAway: TRIES };
-}
-
 async function measure({ pairs, say }: BenchRun, links: readonly MadeLink[]): Promise<Measurement> {
   const figures = new Map<string, Figure & { readonly values: number[] }>();
   const add = (name: string, unit: Figure["unit"], value: number, target?: number): void => {
@@ -81,15 +65,18 @@ async function measure({ pairs, say }: BenchRun, links: readonly MadeLink[]): Pr
     figure.values.push(value);
     figures.set(name, figure);
   };
-  const judge = ({ by, ends, "total-ms": total, "downtime-ms": pause }: Forecast, outcome: ForecastOutcome): void => {
+  const judge = (forecast: Forecast, outcome: ForecastOutcome, hasMoved: boolean): void => {
+    const { by, ends, "total-ms": total, "downtime-ms": pause } = forecast;
     const isPlan = by === "plan";
     const name = isPlan ? "plan" : "after the first round";
     if (!ends) return add(`${name}: said it would not end, and it did`, "count", 1);
     add(`${name}: total off by`, "share", errorOf(total.expected, outcome["total-ms"]), isPlan ? 0.1 : undefined);
     add(`${name}: pause off, of 20 % or 5 ms`, "ratio", pauseErrorOf(pause.expected, outcome["downtime-ms"]), isPlan ? 1 : undefined);
+    if (hasMoved) return;
+    add(`${name}, on a quiet host: total off by`, "share", errorOf(total.expected, outcome["total-ms"]));
+    add(`${name}, on a quiet host: pause off, of 20 % or 5 ms`, "ratio", pauseErrorOf(pause.expected, outcome["downtime-ms"]));
   };
   const runs: unknown[] = [];
-  let disturbed = 0;
   for (let pair = 0; pair < pairs; pair++)
     for (const [at, { pattern, ofLink, filledMiB, workingSetMiB, hotFraction, throttle }] of LOADS.entries()) {
       const made = links[(pair + at) % links.length];
@@ -105,25 +92,24 @@ async function measure({ pairs, say }: BenchRun, links: readonly MadeLink[]): Pr
         hotFraction,
         pattern,
       };
-      const { run, thrownAway } = await undisturbed(async () => {
-        const plan = { guest, count: 1, order: "together", parameters: { throttle }, limitMs: LIMIT_MS, isPlanned: true } as const;
-        return (await moveGuests(made.link, plan)).runs[0];
-      }, say);
-      disturbed += thrownAway;
-      if (run === undefined) continue;
+      const stealShare = watchSteal();
+      const plan = { guest, count: 1, order: "together", parameters: { throttle }, limitMs: LIMIT_MS, isPlanned: true } as const;
+      const [run] = (await moveGuests(made.link, plan)).runs;
+      const stolen = stealShare();
+      if (run === undefined) throw new Error("One guest is one run");
       const ended = figuresOf(run) !== undefined;
       const { forecasts = [], outcome = null } = run.report ?? {};
-      runs.push({ pair, link: made.name, ofLink, throttle, ...guest, ended, failure: run.error?.message, forecasts, outcome });
-      const [plan] = forecasts.filter(({ by }) => by === "plan");
-      if (outcome !== null) for (const one of forecasts) judge(one, outcome);
-      else if (plan !== undefined) add("plan: of those that did not end, said otherwise", "share", plan.ends ? 1 : 0);
+      runs.push({ pair, link: made.name, ofLink, throttle, ...guest, stolen, ended, failure: run.error?.message, forecasts, outcome });
+      const [planned] = forecasts.filter(({ by }) => by === "plan");
+      if (outcome !== null) for (const one of forecasts) judge(one, outcome, isDisturbed(stolen));
+      else if (planned !== undefined) add("plan: of those that did not end, said otherwise", "share", planned.ends ? 1 : 0);
       say(
         `${made.name}, ${pattern}, ${ofLink} of the link: ` +
-          `plan ${plan?.["total-ms"].expected.toFixed(0)} ms and ${plan?.["downtime-ms"].expected.toFixed(1)}, ` +
-          `came to ${outcome?.["total-ms"].toFixed(0) ?? run.error?.code} and ${outcome?.["downtime-ms"].toFixed(1)}`,
+          `plan ${planned?.["total-ms"].expected.toFixed(0)} ms and ${planned?.["downtime-ms"].expected.toFixed(1)}, ` +
+          `came to ${outcome?.["total-ms"].toFixed(0) ?? run.error?.code} and ${outcome?.["downtime-ms"].toFixed(1)}; the host took ${(stolen * 100).toFixed(0)} %`,
       );
     }
-  return { figures: [...figures.values()], runs: { disturbed, runs } };
+  return { figures: [...figures.values()], runs };
 }
 
 /** How far off `precopy plan` is, over loads that stay as they are, burst, change, or move on. */
