@@ -15,6 +15,10 @@ describe("a write pattern", () => {
       [1500, 7500, 8000, 10_000],
     );
     assert.equal(steadyMs("moving", 123), 123);
+    assert.deepEqual(
+      [400, 1000, 1400, 2000].map((steady) => momentOf("bursty", steady)),
+      [100, 250, 1100, 1250],
+    );
   });
 
   it("never goes back, never is faster than its fastest, and tells when so much will have been written", () =>

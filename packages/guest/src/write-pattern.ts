@@ -39,7 +39,8 @@ export function steadyMs(pattern: WritePattern, ms: number): number {
 export function momentOf(pattern: WritePattern, steady: number): number {
   const rhythm = RHYTHMS[pattern];
   const { periodMs, share, speed } = rhythm;
-  const into = steady % periodMs;
+  // A period's work may be done long before it is over.
+  const into = steady > 0 && steady % periodMs === 0 ? periodMs : steady % periodMs;
   const fast = share * periodMs * speed; // of a period's work
   const slow = slowSpeed(rhythm);
   return steady - into + (into <= fast || slow === 0 ? into / speed : share * periodMs + (into - fast) / slow);
