@@ -32,8 +32,8 @@ import {
   liveParametersOf,
   modeOption,
   parametersOf,
-  unattended,
   parseCongestionControl,
+  unattended,
   withLive,
   withMigration,
 } from "./migration-options.js";

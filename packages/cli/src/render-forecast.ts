@@ -103,7 +103,7 @@ export function renderHistory(entries: readonly HistoryEntry[]): string {
       if (!ends)
         return row(HISTORY_WIDTHS, [
           ...head,
-          by,
+          BY[by],
           "no end",
           milliseconds(outcome["total-ms"]),
           "",

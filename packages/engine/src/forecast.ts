@@ -1,5 +1,13 @@
 import { PAGE_BYTES } from "@precopy/protocol";
-import type { DowntimeBreakdown, DowntimeParts, Forecast, ForecastRange, ForecastSource, MigrationParameters } from "@precopy/protocol";
+import type {
+  DowntimeBreakdown,
+  DowntimeParts,
+  Forecast,
+  ForecastRange,
+  ForecastSource,
+  MigrationParameters,
+  PlannedChange,
+} from "@precopy/protocol";
 import { simulate } from "./simulator.js";
 import type { ModelCosts, ModelGuest, ModelLink, Simulated } from "./simulator.js";
 import { faster } from "./writer-models.js";
@@ -20,15 +28,6 @@ export interface Compressibility {
   readonly ratio: number;
   /** Of pages, by one thread. */
   readonly bytesPerSecond: number;
-}
-
-/** What could be changed, cheapest first, and what would come of it. */
-export interface Change {
-  /** As it is given on the command line. */
-  readonly option: string;
-  /** What it costs. */
-  readonly price: string;
-  readonly forecast: Forecast;
 }
 
 const NOTHING: ForecastRange = { low: 0, expected: 0, high: 0 };
@@ -90,8 +89,8 @@ export async function changesThatHelp(
   parameters: MigrationParameters,
   lz4: Compressibility | undefined,
   cpus: number,
-): Promise<Change[]> {
-  const changes: Change[] = [];
+): Promise<PlannedChange[]> {
+  const changes: PlannedChange[] = [];
   const attempt = async (option: string, given: Partial<MigrationParameters>, price: (forecast: Forecast) => string, model = measured) => {
     const result = await forecast("plan", model, { ...parameters, ...given });
     if (result.ends) changes.push({ option, price: price(result), forecast: result });

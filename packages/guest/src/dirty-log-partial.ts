@@ -8,29 +8,21 @@ import type { GuestMemory } from "./guest-memory.js";
 
 const SEGMENT_PAGES = SEGMENT_BYTES / PAGE_BYTES;
 
-/**
- * Watches some of a guest's pages, by the page tables: all others cost the guest nothing. Not while another dirty log is armed on the same memory.
- * @param memory the bitmaps that it fills are of all its pages
- */
-class PartialMmuDirtyLog implements DirtyLog {
-  readonly kind = "mmu";
-  readonly #log: MmuDirtyLog;
-  readonly #runs: { readonly first: number; readonly pages: number }[] = [];
-  /** Of the watched pages alone, one after another. */
+/** A dirty log whose findings are put among all the guest's pages by `place`. */
+class PartialDirtyLog implements DirtyLog {
+  readonly #log: DirtyLog;
   readonly #found: Bitmap;
+  readonly #place: (found: Bitmap, into: Bitmap) => void;
 
-  constructor(memory: GuestMemory, watched: Bitmap) {
-    watched.forEachRun((first, pages) => {
-      for (const end = first + pages; first < end; ) {
-        const count = Math.min(end - first, SEGMENT_PAGES - (first % SEGMENT_PAGES));
-        this.#runs.push({ first, pages: count });
-        first += count;
-      }
-    });
-    this.#found = new Bitmap(watched.count());
-    this.#log = new MmuDirtyLog(
-      this.#runs.map(({ first, pages }) => ({ address: BigInt(memory.addressOf(first)), bytes: pages * PAGE_BYTES })),
-    );
+  /** @param pages that `log` knows */
+  constructor(log: DirtyLog, pages: number, place: (found: Bitmap, into: Bitmap) => void) {
+    this.#log = log;
+    this.#found = new Bitmap(pages);
+    this.#place = place;
+  }
+
+  get kind(): DirtyLog["kind"] {
+    return this.#log.kind;
   }
 
   start(into: Bitmap): void {
@@ -52,49 +44,40 @@ class PartialMmuDirtyLog implements DirtyLog {
   #tell(into: Bitmap, ask: (found: Bitmap) => void): void {
     this.#found.clear();
     ask(this.#found);
+    this.#place(this.#found, into);
+  }
+}
+
+/** By the page tables: pages that are not watched cost the guest nothing. Its log knows the watched ones alone, one after another. */
+function partialMmuDirtyLog(memory: GuestMemory, watched: Bitmap): DirtyLog {
+  const runs: { readonly first: number; readonly pages: number }[] = [];
+  watched.forEachRun((first, pages) => {
+    for (const end = first + pages; first < end; ) {
+      const count = Math.min(end - first, SEGMENT_PAGES - (first % SEGMENT_PAGES));
+      runs.push({ first, pages: count });
+      first += count;
+    }
+  });
+  const log = new MmuDirtyLog(runs.map(({ first, pages }) => ({ address: BigInt(memory.addressOf(first)), bytes: pages * PAGE_BYTES })));
+  return new PartialDirtyLog(log, watched.count(), (found, into) => {
     let base = 0;
-    for (const { first, pages } of this.#runs) {
-      for (let page = 0; page < pages; page++) if (this.#found.has(base + page)) into.setRun(first + page, 1);
+    for (const { first, pages } of runs) {
+      for (let page = 0; page < pages; page++) if (found.has(base + page)) into.setRun(first + page, 1);
       base += pages;
     }
-  }
+  });
 }
 
 /** The writer tells of every page anyway: what is not watched is left out. */
-class PartialBarrierDirtyLog implements DirtyLog {
-  readonly kind = "barrier";
-  readonly #log: BarrierDirtyLog;
-  readonly #watched: Bitmap;
-
-  constructor(barrier: SharedBarrier, watched: Bitmap) {
-    this.#log = new BarrierDirtyLog(barrier);
-    this.#watched = watched;
-  }
-
-  start(into: Bitmap): void {
-    this.#tell(into, (found) => this.#log.start(found));
-  }
-
-  collect(into: Bitmap): void {
-    this.#tell(into, (found) => this.#log.collect(found));
-  }
-
-  peek(into: Bitmap): void {
-    this.#tell(into, (found) => this.#log.peek(found));
-  }
-
-  stop(): void {
-    this.#log.stop();
-  }
-
-  #tell(into: Bitmap, ask: (found: Bitmap) => void): void {
-    const found = new Bitmap(this.#watched.pages);
-    ask(found);
-    found.intersect(this.#watched);
+const partialBarrierDirtyLog = (barrier: SharedBarrier, watched: Bitmap): DirtyLog =>
+  new PartialDirtyLog(new BarrierDirtyLog(barrier), watched.pages, (found, into) => {
+    found.intersect(watched);
     into.join(found);
-  }
-}
+  });
 
-/** A dirty log of the `watched` pages only. @param barrier given for the barrier log, undefined for mmu. */
+/**
+ * A dirty log of the `watched` pages only; the bitmaps that it fills are of all the guest's pages. Not while another dirty log is armed on the
+ * same memory. @param barrier given for the barrier log, undefined for mmu.
+ */
 export const partialDirtyLog = (memory: GuestMemory, barrier: SharedBarrier | undefined, watched: Bitmap): DirtyLog =>
-  barrier === undefined ? new PartialMmuDirtyLog(memory, watched) : new PartialBarrierDirtyLog(barrier, watched);
+  barrier === undefined ? partialMmuDirtyLog(memory, watched) : partialBarrierDirtyLog(barrier, watched);

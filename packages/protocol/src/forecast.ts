@@ -79,14 +79,14 @@ export interface PageSurvey {
 export interface LinkSurvey {
   /** Acknowledged, on the page channels. */
   readonly "bandwidth-bytes-per-second": number;
-  /** Of the stretches around their median, as a share of it, 0 to 1. */
+  /** How far the stretch that was furthest off was from all of them, as a share, 0.02 to 0.9. */
   readonly spread: number;
   readonly "round-trip-ms": number;
   readonly "probe-ms": number;
   readonly "probed-bytes": number;
   /** Connection, admission and page channels. */
   readonly "setup-ms": number;
-  /** Of a round, beside its transfer. */
+  /** Of a round, from its last byte to its acknowledgement. */
   readonly "round-ms": number;
 }
 

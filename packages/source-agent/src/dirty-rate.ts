@@ -1,8 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { Bitmap, firstWriteMs } from "@precopy/guest";
 import type { Guest, MemoryService } from "@precopy/guest";
-import { MigrationError, PAGE_BYTES, STRIPE_PAGES } from "@precopy/protocol";
+import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { DirtyCurvePoint, DirtyRate } from "@precopy/protocol";
+import { addStripes, draw, stripesWith } from "./stripe-sample.js";
+import type { Stripe } from "./stripe-sample.js";
 
 /** When the watched pages are looked at, ms after the first moment. */
 const LOOKS_MS = [10, 30, 100, 300, 1000, 3000];
@@ -15,20 +17,16 @@ const PILOT_STRIPES_MIN = 16;
 /** Two standard errors. */
 const SURE = 2;
 
-/** One block of 2 MiB in which something is populated. */
-type Stripe = number;
-
 /**
  * Samples how many different pages the guest writes within 0.01 to 3 s: on all blocks of 2 MiB that hold something, or on as many, drawn at
  * random, as cost the guest one percent of its time at most. Nothing of a dirty log that a migration uses is touched, so there must be none.
- * @param signal ends it early: what was seen by then counts. @throws {MigrationError} ERR_SYSTEM_CALL
+ * @param populated empty; gets the pages that may be other than zero. @param signal ends it early: what was seen by then counts.
+ * @throws {MigrationError} ERR_SYSTEM_CALL
  */
-export async function sampleDirtyRate(guest: Guest, memory: MemoryService, signal: AbortSignal): Promise<DirtyRate> {
-  const { pages } = guest.memory;
-  const populated = new Bitmap(pages);
+export async function sampleDirtyRate(guest: Guest, memory: MemoryService, populated: Bitmap, signal: AbortSignal): Promise<DirtyRate> {
+  const { pages } = populated;
   const listMs = await memory.list(populated);
-  const stripes: Stripe[] = [];
-  for (let stripe = 0; stripe < populated.stripes; stripe++) if (populated.countStripe(stripe) > 0) stripes.push(stripe);
+  const stripes = stripesWith(populated);
   // The writer that marks its own pages does so whether anybody looks or not.
   const writeMs = guest.dirtyLog === "mmu" ? firstWriteMs() : 0;
   const vcpus = guest.manifest.vcpus.length;
@@ -74,7 +72,7 @@ async function watch(
   const looks: Look[] = [];
   if (stripes.length === 0) return looks;
   const watched = new Bitmap(pages);
-  for (const stripe of stripes) watched.setRun(stripe * STRIPE_PAGES, Math.min(STRIPE_PAGES, pages - stripe * STRIPE_PAGES));
+  addStripes(watched, stripes);
   const written = new Bitmap(pages);
   await memory.watch(watched);
   const started = performance.now();
@@ -101,15 +99,4 @@ function scale({ ms, sum, squares }: Look, watched: number, all: number): DirtyC
   const variance = watched < 2 ? 0 : Math.max(0, squares - watched * mean ** 2) / (watched - 1);
   const error = SURE * all * Math.sqrt((variance / watched) * (1 - watched / all));
   return { ms, pages: Math.round(mean * all), "error-pages": Math.round(error) };
-}
-
-/** So many of them, each as likely as any other. */
-export function draw<T>(all: readonly T[], count: number): T[] {
-  const drawn = [...all];
-  const taken = Math.min(count, drawn.length);
-  for (let at = 0; at < taken; at++) {
-    const other = at + Math.floor(Math.random() * (drawn.length - at));
-    [drawn[at], drawn[other]] = [drawn[other]!, drawn[at]!];
-  }
-  return drawn.slice(0, taken);
 }

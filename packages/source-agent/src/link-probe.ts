@@ -2,9 +2,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { RoundTransfer } from "@precopy/engine";
 import { Bitmap } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, STRIPE_PAGES } from "@precopy/protocol";
+import type { LinkSurvey } from "@precopy/protocol";
 import { ControlChannel, checkCongestionControl, choosePump } from "@precopy/transport";
 import { ControlLink } from "./control-link.js";
-import { draw } from "./dirty-rate.js";
+import { addStripes, draw, stripesWith } from "./stripe-sample.js";
 import { beAdmitted, makePageLink } from "./transfer.js";
 import type { Transfer } from "./transfer.js";
 
@@ -23,15 +24,7 @@ const LET_GO_MS = 2000;
 
 /** What a second of real streams showed. */
 export interface ProbedLink {
-  readonly bytesPerSecond: number;
-  /** Of the stretches around all of them, as a share, 0 to 0.9. */
-  readonly spread: number;
-  readonly roundTripMs: number;
-  /** Of a round, from its last byte to its acknowledgement. */
-  readonly roundMs: number;
-  readonly setupMs: number;
-  readonly probeMs: number;
-  readonly bytes: number;
+  readonly survey: LinkSurvey;
   /** For each page with data, headers included. */
   readonly wireBytesPerPage: number;
   /** The target's own measure of how fast its vCPUs start. */
@@ -71,7 +64,11 @@ export async function probeLink(transfer: Transfer, populated: Bitmap, zeroPageM
       await link.open();
       const setupMs = performance.now() - started;
       const sent = await sendForAWhile(link, populated);
-      return { ...summary(sent, link.roundTripMs(), zeroPageMs, parameters.multifdChannels), setupMs, resumeMs: admitted.probeMs };
+      return {
+        survey: { "setup-ms": setupMs, ...summary(sent, link.roundTripMs(), zeroPageMs, parameters.multifdChannels) },
+        wireBytesPerPage: wireBytesPerPage(sent.rounds),
+        resumeMs: admitted.probeMs,
+      };
     } finally {
       await link.stop(over);
     }
@@ -92,8 +89,7 @@ interface Sent {
 
 /** Rounds twice as long as the one before, until the time is up or every page was sent once; then some of one page. */
 async function sendForAWhile(link: { sendRound(round: number, pages: Bitmap): Promise<RoundTransfer> }, populated: Bitmap): Promise<Sent> {
-  const stripes: number[] = [];
-  for (let stripe = 0; stripe < populated.stripes; stripe++) if (populated.countStripe(stripe) > 0) stripes.push(stripe);
+  const stripes = stripesWith(populated);
   const order = draw(stripes, stripes.length);
   const rounds: RoundTransfer[] = [];
   const pages = new Bitmap(populated.pages);
@@ -107,7 +103,7 @@ async function sendForAWhile(link: { sendRound(round: number, pages: Bitmap): Pr
     const stripesAMs = last === undefined ? Number.POSITIVE_INFINITY : count / 2 / last.ms;
     const next = order.slice(at, at + Math.max(1, Math.min(count, Math.ceil((PROBE_MS - elapsedMs) * stripesAMs))));
     pages.clear();
-    for (const stripe of next) pages.setRun(stripe * STRIPE_PAGES, Math.min(STRIPE_PAGES, populated.pages - stripe * STRIPE_PAGES));
+    addStripes(pages, next);
     pages.intersect(populated);
     rounds.push(await link.sendRound(round++, pages));
     at += next.length;
@@ -123,12 +119,7 @@ async function sendForAWhile(link: { sendRound(round: number, pages: Bitmap): Pr
   return { rounds, small };
 }
 
-function summary(
-  { rounds, small }: Sent,
-  roundTripMs: number,
-  zeroPageMs: number,
-  channels: number,
-): Omit<ProbedLink, "setupMs" | "resumeMs"> {
+function summary({ rounds, small }: Sent, roundTripMs: number, zeroPageMs: number, channels: number): Omit<LinkSurvey, "setup-ms"> {
   const median = small.map(({ ms }) => ms).toSorted((one, other) => one - other)[Math.floor(small.length / 2)] ?? roundTripMs;
   const rateOf = (some: readonly RoundTransfer[]): number => {
     const bytes = some.reduce((sum, one) => sum + one.bytes, 0);
@@ -142,15 +133,17 @@ function summary(
   const counted = long.length > 0 ? long : rounds.slice(-1);
   const bytesPerSecond = counted.length === 0 ? NOTHING_TO_SEND : rateOf(counted);
   const off = counted.map((one) => Math.abs(rateOf([one]) / bytesPerSecond - 1));
-  const normalPages = rounds.reduce((sum, one) => sum + one.normalPages, 0);
-  const bytes = rounds.reduce((sum, one) => sum + one.bytes, 0);
   return {
-    bytesPerSecond,
+    "bandwidth-bytes-per-second": bytesPerSecond,
     spread: Math.min(Math.max(0.02, ...off), 0.9),
-    roundTripMs,
-    roundMs: Math.max(0, median - roundTripMs / 2),
-    probeMs: rounds.reduce((sum, { ms }) => sum + ms, 0),
-    bytes,
-    wireBytesPerPage: normalPages === 0 ? PAGE_BYTES : bytes / normalPages,
+    "round-trip-ms": roundTripMs,
+    "probe-ms": rounds.reduce((sum, { ms }) => sum + ms, 0),
+    "probed-bytes": rounds.reduce((sum, { bytes }) => sum + bytes, 0),
+    "round-ms": Math.max(0, median - roundTripMs / 2),
   };
+}
+
+function wireBytesPerPage(rounds: readonly RoundTransfer[]): number {
+  const normalPages = rounds.reduce((sum, one) => sum + one.normalPages, 0);
+  return normalPages === 0 ? PAGE_BYTES : rounds.reduce((sum, { bytes }) => sum + bytes, 0) / normalPages;
 }

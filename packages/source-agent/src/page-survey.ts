@@ -3,7 +3,7 @@ import type { GuestMemory } from "@precopy/guest";
 import { BLOCK_PAGES, PAGE_BYTES, STRIPE_PAGES } from "@precopy/protocol";
 import type { PageSurvey } from "@precopy/protocol";
 import { LENGTH_BYTES, encodeBlock, lz4Napi } from "@precopy/protocol/page-codec";
-import { draw } from "./dirty-rate.js";
+import { addStripes, draw, stripesWith } from "./stripe-sample.js";
 
 /** So many blocks of 2 MiB are looked at for zeros, and so many pages of them are compressed: some ten milliseconds of work each. */
 const STRIPES = 32;
@@ -17,11 +17,8 @@ export interface Surveyed {
 
 /** Looks at some of the populated pages, drawn at random: how many hold zeros only, and what LZ4 makes of the others. */
 export function surveyPages(memory: GuestMemory, populated: Bitmap): Surveyed {
-  const stripes: number[] = [];
-  for (let stripe = 0; stripe < populated.stripes; stripe++) if (populated.countStripe(stripe) > 0) stripes.push(stripe);
   const sample = new Bitmap(memory.pages);
-  for (const stripe of draw(stripes, STRIPES))
-    sample.setRun(stripe * STRIPE_PAGES, Math.min(STRIPE_PAGES, memory.pages - stripe * STRIPE_PAGES));
+  addStripes(sample, draw(stripesWith(populated), STRIPES));
   sample.intersect(populated);
   const detect = zeroDetector(memory);
   const data: number[] = [];

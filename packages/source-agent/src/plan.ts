@@ -31,10 +31,9 @@ export async function planMigration(
 ): Promise<MigrationPlanReport> {
   const { guest, to, parameters, options } = transfer;
   const { memory } = options.guests;
-  const dirtyRate = await sampleDirtyRate(guest, memory, signal);
-  signal.throwIfAborted();
   const populated = new Bitmap(guest.memory.pages);
-  await memory.list(populated);
+  const dirtyRate = await sampleDirtyRate(guest, memory, populated, signal);
+  signal.throwIfAborted();
   const { survey, zeroPageMs } = surveyPages(guest.memory, populated);
   const link = await probeLink(transfer, populated, zeroPageMs, signal);
   const measured = measure(
@@ -43,7 +42,7 @@ export async function planMigration(
     survey["zero-share"],
     zeroPageMs,
     link,
-    handover ?? likelyCosts(link.roundMs + link.roundTripMs / 2, link.resumeMs),
+    handover ?? likelyCosts(link.survey["round-ms"] + link.survey["round-trip-ms"] / 2, link.resumeMs),
   );
   const expected = await forecast("plan", measured, parameters);
   const lz4 =
@@ -56,15 +55,7 @@ export async function planMigration(
     at: new Date().toISOString(),
     "dirty-rate": dirtyRate,
     pages: survey,
-    link: {
-      "bandwidth-bytes-per-second": link.bytesPerSecond,
-      spread: link.spread,
-      "round-trip-ms": link.roundTripMs,
-      "probe-ms": link.probeMs,
-      "probed-bytes": link.bytes,
-      "setup-ms": link.setupMs,
-      "round-ms": link.roundMs,
-    },
+    link: link.survey,
     forecast: expected,
     changes: expected.ends ? [] : await changesThatHelp(measured, parameters, lz4, availableParallelism()),
     parameters: reportParameters(parameters),
@@ -76,7 +67,7 @@ function measure(
   dirtyRate: DirtyRate,
   zeroShare: number,
   zeroPageMs: number,
-  link: ProbedLink,
+  { survey, wireBytesPerPage, resumeMs }: ProbedLink,
   handover: HandoverCosts,
 ): Measured {
   const { curve } = dirtyRate;
@@ -84,16 +75,16 @@ function measure(
   const zeroPages = Math.round(populated * zeroShare);
   const last = curve.at(-1);
   const costs: ModelCosts = {
-    setupMs: link.setupMs,
+    setupMs: survey["setup-ms"],
     listMs: dirtyRate["list-ms"],
     zeroPageMs: zeroPageMs / parameters.multifdChannels,
     pauseMs: guest.probeMs(),
-    resumeMs: link.resumeMs,
+    resumeMs,
     collectMs: dirtyRate["list-ms"],
-    roundMs: link.roundMs,
-    prepareMs: Math.max(0, handover.send - link.roundMs),
-    commitMs: Math.max(0, handover.commit - link.resumeMs),
-    wireBytesPerPage: link.wireBytesPerPage,
+    roundMs: survey["round-ms"],
+    prepareMs: Math.max(0, handover.send - survey["round-ms"]),
+    commitMs: Math.max(0, handover.commit - resumeMs),
+    wireBytesPerPage,
   };
   return {
     guest: {
@@ -102,9 +93,9 @@ function measure(
       zeroPages,
       vcpus: [watchedWriter(curve, Math.max(1, populated - zeroPages))],
     },
-    link: { bytesPerSecond: link.bytesPerSecond, roundTripMs: link.roundTripMs },
+    link: { bytesPerSecond: survey["bandwidth-bytes-per-second"], roundTripMs: survey["round-trip-ms"] },
     costs,
-    linkSpread: link.spread,
+    linkSpread: survey.spread,
     dirtySpread: last === undefined || last.pages === 0 ? 0 : Math.min(last["error-pages"] / last.pages, 0.9),
   };
 }

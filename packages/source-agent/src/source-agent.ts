@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
 import { SourceHandover } from "@precopy/engine";
+import { Bitmap } from "@precopy/guest";
 import {
   ACTIVE_TIMEOUT_MS,
   MigrationError,
@@ -133,7 +134,8 @@ export class SourceAgent {
   /** How many different pages the guest writes within 0.01 to 3 s. @throws {MigrationError} ERR_BUSY, ERR_NO_GUEST, ERR_CANCELLED, ERR_SYSTEM_CALL */
   dirtyRate(): Promise<DirtyRate> {
     return this.#probe(async (signal) => {
-      const sampled = await sampleDirtyRate(this.#options.registry.require(), this.#options.guests.memory, signal);
+      const guest = this.#options.registry.require();
+      const sampled = await sampleDirtyRate(guest, this.#options.guests.memory, new Bitmap(guest.memory.pages), signal);
       signal.throwIfAborted();
       return sampled;
     });
