@@ -6,6 +6,7 @@ import type { MigrationParameters } from "@precopy/protocol";
 import type { Bench, BenchRun, Figure, Measurement } from "../define-bench.js";
 import { figuresOf, moveGuests, withLinks } from "../link-moves.js";
 import type { LinkGuest, MadeLink, MoveFigures } from "../link-moves.js";
+import { undisturbed } from "../noise.js";
 import { workShare } from "../peers/ticks.js";
 import { readTold, toldWriterModule } from "../told-writer.js";
 
@@ -78,8 +79,8 @@ async function measure({ pairs, say }: BenchRun, made: MadeLink): Promise<Measur
       for (const [technique, parameters] of Object.entries(TECHNIQUES)) {
         const what = `${fraction} of the link, ${technique}`;
         const dirtyRate = Math.round(fraction * LINK_PAGES);
-        const moved = await moveWriter(made, dirtyRate, parameters);
-        runs.push({ pair, fraction, technique, dirtyRate, ...moved });
+        const { result: moved, stealShare, tries } = await undisturbed(() => moveWriter(made, dirtyRate, parameters));
+        runs.push({ pair, fraction, technique, dirtyRate, stealShare, tries, ...moved });
         add(`${what}: ends`, "share", "higher", moved.figures === undefined ? 0 : 1);
         add(`${what}: total`, "ms", "lower", moved.figures?.totalMs);
         add(`${what}: downtime`, "ms", "lower", moved.figures?.downtimeMs);

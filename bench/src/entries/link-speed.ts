@@ -5,6 +5,7 @@ import { plotCurve } from "../curve-plot.js";
 import type { Bench, BenchRun, Figure, Measurement } from "../define-bench.js";
 import { figuresOf, moveGuests, withLinks } from "../link-moves.js";
 import type { LinkGuest, MadeLink } from "../link-moves.js";
+import { undisturbed } from "../noise.js";
 
 const MIB = 2 ** 20;
 const LIMIT_MS = 180_000;
@@ -52,7 +53,8 @@ async function measure({ pairs, say }: BenchRun, links: readonly MadeLink[]): Pr
       const took: number[] = [];
       for (const [at, { link, name }] of links.entries()) {
         const plan = { guest: { ...GUEST, dirtyRate }, count: 1, order: "together", parameters: PARAMETERS, limitMs: LIMIT_MS } as const;
-        const [run] = (await moveGuests(link, plan)).runs;
+        const { result: moves, stealShare, tries } = await undisturbed(() => moveGuests(link, plan));
+        const [run] = moves.runs;
         const figure = run && figuresOf(run);
         if (figure === undefined) throw new Error(`A guest that may be throttled did not end: ${run?.error?.message}`);
         took.push(figure.totalMs);
@@ -62,6 +64,8 @@ async function measure({ pairs, say }: BenchRun, links: readonly MadeLink[]): Pr
           fraction,
           dirtyRate,
           link: name,
+          stealShare,
+          tries,
           totalMs: figure.totalMs,
           downtimeMs: figure.downtimeMs,
           simulatedMs: simulated,
