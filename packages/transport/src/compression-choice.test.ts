@@ -11,6 +11,7 @@ class Channel {
   nowMs = 0;
   samples = 0;
   tellsBacklog = true;
+  bufferBytes = BUFFER_BYTES;
   linkSpeed: number;
   packSpeed: number;
   ratio: number;
@@ -39,7 +40,7 @@ class Channel {
     const bytes = isCompressed ? raw * this.ratio : raw;
     this.#drain();
     this.#buffered += bytes;
-    if (this.#buffered > BUFFER_BYTES) this.nowMs += (this.#buffered - BUFFER_BYTES) / this.linkSpeed;
+    if (this.#buffered > this.bufferBytes) this.nowMs += (this.#buffered - this.bufferBytes) / this.linkSpeed;
     this.#drain();
     this.nowMs += 0.1; // a system call and the copy into the socket
     const backlogBytes = this.tellsBacklog ? this.#buffered : undefined;
@@ -78,6 +79,14 @@ describe("CompressionChoice", () => {
       let raw = 0;
       while (!channel.send()) raw++;
       assert.ok(raw <= most, `${raw} packets`);
+    }
+  });
+
+  it("learns what the link carries as well where the system buffers less than a packet, as it does on slow links", () => {
+    for (const bufferBytes of [2 ** 19, 2 ** 20, 1.5 * 2 ** 20]) {
+      const channel = new Channel(GBIT / 10, LZ4, 0.34);
+      channel.bufferBytes = bufferBytes;
+      assert.ok(channel.sendMany(100) > 0.9, `${bufferBytes} B`);
     }
   });
 

@@ -30,6 +30,8 @@ const WINDOW_MS = 1;
 const WORTH_RATIO = 0.8;
 /** With less than this left in the socket the link has kept up. */
 const BACKLOG_BYTES = 2 ** 18;
+/** With this much of it gone when the rest had found room, a packet has waited for the link. */
+const DRAINED_SHARE = 1 / 8;
 /** A smaller packet says little of a speed. */
 const PAGES_MIN = 256;
 /** Compression has to promise this much more, since what it saves is forecast and what it costs is certain. */
@@ -126,8 +128,10 @@ export class CompressionChoice {
       if (pages >= PAGES_MIN) this.#sentBlindly(compression, speed, speed * (bytes / (pages * PAGE_BYTES)));
       return;
     }
-    // Of the packet before something was left when this one came: all the while the link was what everything waited for.
-    const isLinkBound = backlogBytes > bytes;
+    // Of the packet before something was left when this one came: all the while the link was what everything waited for. It was as well if a packet
+    // that nobody compressed had to wait for room, where the socket takes less than one.
+    const hasWaited = compression === "none" && backlogBytes >= BACKLOG_BYTES && this.#windowBytes >= bytes * DRAINED_SHARE;
+    const isLinkBound = backlogBytes > bytes || hasWaited;
     if (isLinkBound && this.#windowMs < WINDOW_MS) return;
     const linkSpeed = Math.max(this.#windowBytes / PAGE_BYTES / Math.max(this.#windowMs, 0.001), 0.001);
     this.#windowBytes = this.#windowMs = 0;
