@@ -92,7 +92,8 @@ async function calibration(): Promise<void> {
     runs.map((run) => [`${run.fraction} ${run.technique}`, [run.fraction, run.technique] as const]),
   ).values()) {
     const parameters = techniques[technique];
-    if (parameters?.multifdCompression !== undefined || parameters?.isXbzrleOn === true) continue; // the model has no contents
+    const { multifdCompression, isXbzrleOn = false, isHoldBackOn = false } = parameters ?? {};
+    if (multifdCompression !== undefined || isXbzrleOn || isHoldBackOn) continue; // the model's pages have no contents, and no names
     const own = runs.filter((run) => run.fraction === fraction && run.technique === technique);
     const moved = own.flatMap(({ figures }) => figures ?? []);
     const model: ModelGuest = {
