@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { SOURCE_EVENTS, SOURCE_PHASES, TARGET_EVENTS, TARGET_PHASES, stepSource, stepTarget } from "@precopy/protocol";
+import { SOURCE_EVENTS, SOURCE_PHASES, TARGET_EVENTS, TARGET_PHASES, recoverSource, stepSource, stepTarget } from "@precopy/protocol";
 import { replay } from "./replay-trace.mjs";
 
 const MODEL = fileURLToPath(new URL("../docs/model/handover.pml", import.meta.url));
@@ -18,9 +18,9 @@ const AT_ONCE = 2;
 const OUTPUT_BYTES_MAX = 2 ** 26;
 
 const holds = (name, ...define) => ({ name, define, isLive: define.includes("LIVE"), mistake: undefined });
-/** `isReducers`: a transition, an effect or an order is wrong, so the reducers must differ from the trace. In the others the agent or a person is. */
 /** A step too rare for the random runs, which the reducers must agree with. */
-const shows = (name) => ({ name, define: [name], isLive: false, mistake: { finds: "unseen", isReducers: false } });
+const shows = (name, ...define) => ({ name, define: [name, ...define], isLive: false, mistake: { finds: "unseen", isReducers: false } });
+/** `isReducers`: a transition, an effect or an order is wrong, so the reducers must differ from the trace. In the others the agent or a person is. */
 const mistake = (name, finds, isReducers, ...define) => ({
   name,
   define: [`BUG_${name}`, ...define],
@@ -35,8 +35,16 @@ const CONFIGURATIONS = [
   holds("liveness", "LIVE"),
   holds("liveness, hosts crash, epochs to 4", "LIVE", "HOST_CRASH", "EPOCH_MAX=4"),
   holds("liveness, arbiter, epochs to 4", "LIVE", "ARBITER", "EPOCH_MAX=4"),
+  holds("post-copy", "SPLIT"),
+  holds("post-copy, hosts crash, epochs to 4", "SPLIT", "HOST_CRASH", "EPOCH_MAX=4"),
+  holds("post-copy, arbiter, hosts crash, epochs to 4", "SPLIT", "ARBITER", "HOST_CRASH", "EPOCH_MAX=4"),
+  holds("post-copy, liveness, epochs to 4", "SPLIT", "LIVE", "EPOCH_MAX=4"),
+  holds("post-copy, liveness, hosts crash, epochs to 4", "SPLIT", "LIVE", "HOST_CRASH", "EPOCH_MAX=4"),
+  holds("post-copy, liveness, arbiter, epochs to 4", "SPLIT", "LIVE", "ARBITER", "EPOCH_MAX=4"),
   shows("SHOW_COMMIT_AFTER_CLAIM"),
   shows("SHOW_REFUSAL_BEFORE_DOUBT"),
+  shows("SHOW_FENCED_IN_POSTCOPY", "SPLIT"),
+  shows("SHOW_STARVED", "SPLIT"),
   mistake("RUN_BEFORE_COMMIT", "oneOwner", true),
   mistake("TIMER_RESUMES", "oneOwner", true),
   mistake("CLAIM_UNFENCED", "oneOwner", false),
@@ -51,8 +59,13 @@ const CONFIGURATIONS = [
   mistake("TARGET_SKIPS_ARBITER", "noSilentRollback", false, "ARBITER"),
   mistake("JOURNAL_AFTER_SEND", "doubtRemembered", true),
   mistake("FREE_AFTER_COMMIT", "imageKept", true),
+  mistake("FREE_AT_ACTIVE", "imageKept", true, "SPLIT"),
+  mistake("WHOLE_STARVED", "imageKept", false, "SPLIT"),
+  mistake("HALF_CLAIMED", "wholeGuest", false, "SPLIT"),
+  mistake("HALF_COMMITTED", "wholeGuest", false, "SPLIT"),
   mistake("NEVER_ASKS", "cycle", false, "LIVE"),
   mistake("COMMIT_ONCE", "cycle", false, "LIVE"),
+  mistake("NEVER_RESUMES", "cycle", false, "LIVE", "SPLIT"),
   mistake("NOBODY_HELPS", "cycle", false, "LIVE"),
 ];
 
@@ -74,6 +87,8 @@ const processorSeconds = (printed) => {
 };
 const defines = (names) => names.map((name) => `-D${name}`);
 const traceOf = (printed) => printed.split("\n").flatMap((line) => (line.includes("TRACE ") ? [line.trim().slice("TRACE ".length)] : []));
+
+const nameOf = (who, phase, event, next) => `${who} ${phase} ${event}: ${next}`;
 
 /** Where the reducers differ from a trace. */
 function differenceOf(trace, onStep) {
@@ -121,30 +136,30 @@ async function check({ name, define, isLive, mistake }, folder, onStep) {
   };
 }
 
-/** Every step that the tables of the reducers allow. */
+/** Every step that the tables of the reducers allow, and where it leads. */
 function allowedSteps() {
-  const isAllowed = (step, state, event) => {
-    try {
-      const next = step(state, event);
-      return next.state !== state || next.effects.length > 0;
-    } catch {
-      return false; // a mistake of ours, which a right model never makes
+  const found = new Set();
+  const look = (who, step, from, events) => {
+    for (const event of events) {
+      try {
+        const { state, effects } = step(from, event);
+        if (state !== from || effects.length > 0) found.add(nameOf(who, from.phase, event, state.phase));
+      } catch {
+        // a mistake of ours, which a right model never makes
+      }
     }
   };
-  const of = (who, step, phases, events, rest) =>
-    phases.flatMap((phase) =>
-      events.flatMap((event) => (isAllowed(step, { phase, epoch: 2, ...rest }, event) ? [`${who} ${phase} ${event}`] : [])),
-    );
-  return [
-    ...of("source", stepSource, SOURCE_PHASES, SOURCE_EVENTS, { epochBefore: 1, hasImage: true }),
-    ...of("target", stepTarget, TARGET_PHASES, TARGET_EVENTS, {}),
-  ];
+  const image = { epoch: 2, epochBefore: 1, hasImage: true };
+  const sources = SOURCE_PHASES.flatMap((phase) => [false, true].map((isSplit) => ({ ...image, phase, isSplit })));
+  for (const from of [...sources, recoverSource(2)]) look("source", stepSource, from, SOURCE_EVENTS);
+  for (const phase of TARGET_PHASES) look("target", stepTarget, { phase, epoch: 2 }, TARGET_EVENTS);
+  return [...found];
 }
 
 /** Runs the model at random and the reducers after it. */
 async function replayRandomRuns(onStep) {
   const startedAt = performance.now();
-  const kinds = [["HOST_CRASH"], ["ARBITER"], ["ARBITER", "HOST_CRASH"]];
+  const kinds = [["HOST_CRASH"], ["ARBITER"], ["ARBITER", "HOST_CRASH"]].map((kind) => ["SPLIT", ...kind]);
   const failures = [];
   let lines = 0;
   const seeds = Array.from({ length: RANDOM_RUNS }, (_, at) => at + 1);
@@ -162,7 +177,7 @@ const root = mkdtempSync(join(tmpdir(), "precopy-model-"));
 try {
   const startedAt = performance.now();
   const seen = new Set();
-  const onStep = (who, phase, event) => seen.add(`${who} ${phase} ${event}`);
+  const onStep = (who, phase, event, next) => seen.add(nameOf(who, phase, event, next));
   const checks = await inFolders(CONFIGURATIONS, (one, folder) => check(one, folder, onStep));
   const random = await replayRandomRuns(onStep);
   const steps = allowedSteps();

@@ -52,7 +52,7 @@ const expectEqual = (is, should, what) => {
   if (is !== should) throw new Error(`${what} is ${is} here, ${should} in the trace`);
 };
 
-/** @param lines "source event prepared committing 2", ... @param onStep is told every step that changed something or asked for something. */
+/** @param lines "source event prepared committing 2", ... @param onStep is told every step, and where it leads. */
 export function replay(lines, onStep = () => {}) {
   const source = new Side(stepSource);
   const target = new Side(stepTarget);
@@ -79,7 +79,7 @@ export function replay(lines, onStep = () => {}) {
           const before = side.state;
           const step = side.step(before, event);
           side.take(step);
-          onStep(who, before.phase, event, step.state !== before || step.effects.length > 0);
+          onStep(who, before.phase, event, step.state.phase);
           return expectState(phase, epoch);
         }
         case "effect":

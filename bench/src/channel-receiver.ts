@@ -66,6 +66,7 @@ const port = await AgentPort.listen(
   { host: "127.0.0.1", port: 0 },
   {
     onControl: (control) => control.close(new MigrationError("ERR_BAD_MESSAGE", "Only page channels come here")),
+    onFaultChannel: () => false,
     onPageChannel: (name: ChannelName, socket) => name.session === current?.session && current.receiver.accept(name, socket),
   },
   "bench",

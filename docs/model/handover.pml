@@ -6,6 +6,7 @@
  *   LIVE              a moment comes after which nothing is lost and nobody crashes; checks the formula `live`
  *   HOST_CRASH        hosts go down too, and lose journal lines that were not synced
  *   ARBITER           a compare-and-swap on the epoch, in a third place
+ *   SPLIT             post-copy: T may run the guest before it has all of its memory, and fetches the rest from S
  *   TRACES            random runs only: what comes too late is told, and bad luck is rare
  *   BUG_...           one mistake each, that the check must find
  *   SHOW_...          a rare step, that the check must find as well
@@ -23,9 +24,10 @@
 mtype = {
   none,
   setup, active_, device, committing, in_doubt, completed, failed, cancelled, taken_back, given_up, lost, /* phases of the source */
+  postcopy_active, postcopy_paused,
   receiving, prepared, discarded, claimed,                                                               /* and of the target */
-  rounds, pause, silence, unknown, fail, cancel, fenced, give_up,                                        /* events */
-  verified, commit, abort, superseded, outvoted, claim,
+  rounds, pause, split, silence, unknown, resumed, placed, fail, cancel, fenced, give_up,                /* events */
+  verified, commit, abort, superseded, outvoted, claim, starved,
   booted, offered, committed, aborted, owner, refused, gone                                              /* decisions, answers */
 };
 /* What a step asked for and is not done yet, one effect after the other. */
@@ -68,6 +70,22 @@ bool sSameBoot = 1, tSameBoot = 1;  /* the last line was written under this star
 SET admit, state_, m_commit, m_abort, ask;                                  /* to T */
 SET m_prepared, m_active, m_failed, m_discarded, m_gone, m_unknown;         /* to S; the answers to `ask` among them */
 
+#ifdef SPLIT
+SET halves;                   /* `state_` of this epoch says that pages are missing */
+SET m_placed;                 /* to S: nothing is missing any more */
+bool tHalf;                   /* pages of what T has are at S only, */
+bool tCutOff;                 /* and the process of S that T speaks to has ended */
+#define S_SPLIT (HAS(halves, sEpoch) && sImage) /* a new process of S knows nothing of it */
+#define NOT_HALF tHalf = 0; tCutOff = 0
+#define HEARD_AGAIN tCutOff = 0
+#else
+#define tHalf 0
+#define tCutOff 0
+#define S_SPLIT 0
+#define NOT_HALF skip
+#define HEARD_AGAIN skip
+#endif
+
 #ifdef ARBITER
 mtype aOwner = offered;       /* offered: S, owner: T */
 byte aEpoch = 1;
@@ -90,8 +108,9 @@ bool epochGrows = 1;          /* c */
 bool noSilentRollback = 1;    /* e */
 bool doubtRemembered = 1;     /* f */
 bool imageKept = 1;           /* g */
+bool wholeGuest = 1;          /* h */
 byte sTop = 1, tTop;          /* highest epoch that ever ran there, */
-byte tOwned;                  /* and that T decided to own */
+byte tOwned;                  /* and that T came to own, and lacked nothing of */
 bool unseen = 1;              /* a rare step that is looked for */
 
 /* A crash ends what is on its way to that process; what else is lost is simply never received. Only when it becomes calm it must be said. */
@@ -116,6 +135,8 @@ bool unseen = 1;              /* a rare step that is looked for */
 #define S_OWNS (sImage && (S_MAY_ABORT || sPhase == none || sPhase == failed || sPhase == cancelled || sPhase == taken_back))
 #define T_OWNS (tPhase == active_ || tPhase == claimed)
 #define T_HOLDS (tPhase == receiving || tPhase == prepared || T_OWNS)
+#define S_SERVES (sPhase == postcopy_active || sPhase == postcopy_paused)
+#define T_IS_THERE (tUp && tPhase == active_ && tAttempt == sEpoch)
 /* T will never run this attempt, and says so to whoever asks. */
 #ifdef BUG_PREPARED_OF_ANY_BOOT
 #define T_REFUSES_BY_JOURNAL (tLine == sEpoch && (tLast == refused || tLast == prepared))
@@ -130,7 +151,7 @@ bool unseen = 1;              /* a rare step that is looked for */
 #ifdef BUG_BOOT_UNSEEN
 #define MAY_BOOT (S_GONE && sPhase != in_doubt)
 #else
-#define MAY_BOOT (S_GONE && !T_HOLDS)
+#define MAY_BOOT (S_GONE && !T_HOLDS && tRun == 0)
 #endif
 #ifdef ARBITER
 #define ARBITER_MAY_CLAIM (A_IS(offered, before[tAttempt]) || A_IS(owner, tAttempt))
@@ -272,7 +293,6 @@ end:
        sTodo = send_commit }
 
   /* COMMIT is decided. */
-  :: d_step { S_IDLE && sPhase == committing -> sourceStep(silence, in_doubt) }
 #ifndef BUG_NEVER_ASKS
   :: d_step { S_IDLE && (sPhase == in_doubt || (!calm && sPhase == committing)) && !HAS(ask, sEpoch) && (!calm || QUIET) -> SEND(ask, sEpoch) }
 #endif
@@ -282,16 +302,27 @@ end:
        sourceStep(prepared, in_doubt);
        sTodo = send_commit }
 #endif
-  :: d_step { S_IDLE && (sPhase == committing || sPhase == in_doubt) && HEARS(m_active, sEpoch) ->
+#ifdef BUG_FREE_AT_ACTIVE
+#define IS_LAST_WORD 1
+#else
+#define IS_LAST_WORD !S_SPLIT
+#endif
+  :: d_step { S_IDLE && (sPhase == committing || sPhase == in_doubt) && HEARS(m_active, sEpoch) && IS_LAST_WORD ->
        TAKE(m_active, sEpoch);
        sourceStep(active_, completed);
        sTodo = note_completed;
        imageKept = tOwned >= sEpoch || !sImage;
-       assert(imageKept) }
+       assert(imageKept);
+       wholeGuest = tOwned >= sEpoch; /* S has nothing: what T runs is all there is */
+       assert(wholeGuest) }
   :: d_step { S_IDLE && sPhase == in_doubt && !sImage && HEARS(m_gone, sEpoch) -> /* it ran there and is no more: nothing is left to decide */
        TAKE(m_gone, sEpoch);
        sourceStep(active_, completed);
        sTodo = note_completed }
+  :: d_step { S_IDLE && sPhase == committing -> sourceStep(silence, in_doubt) }
+#ifdef SPLIT
+  :: d_step { S_IDLE && sPhase == postcopy_active && (!calm || !T_IS_THERE) -> sourceStep(silence, postcopy_paused) }
+#endif
 #ifdef ARBITER
   /* Nobody else may own it by the arbiter's book before it runs here again. */
   :: d_step { S_IDLE && sPhase == in_doubt && sImage && HEARS(m_discarded, sEpoch) && (A_IS(offered, sBefore) || A_IS(owner, sEpoch)) ->
@@ -320,6 +351,29 @@ end:
        m_failed = m_failed & ~(1 << sEpoch); m_gone = m_gone & ~(1 << sEpoch); m_unknown = m_unknown & ~(1 << sEpoch) }
 #endif
 
+#ifdef SPLIT
+  /* Post-copy. T asks for pages, S sends them, T says that none is missing: what of this is lost is asked and sent again. */
+  :: d_step { S_IDLE && (sPhase == setup || sPhase == active_) ->
+       sRun = 0;
+       SEND(state_, sEpoch);
+       SEND(halves, sEpoch);
+       sourceStep(split, device) }
+  :: d_step { S_IDLE && (sPhase == committing || sPhase == in_doubt) && HEARS(m_active, sEpoch) && !(IS_LAST_WORD) ->
+       TAKE(m_active, sEpoch);
+       sourceStep(active_, postcopy_active) }
+  :: d_step { S_IDLE && sPhase == postcopy_active && T_IS_THERE && tHalf -> NOT_HALF; tOwned = tAttempt }
+  :: d_step { S_IDLE && S_SERVES && T_IS_THERE && !tHalf && !HAS(m_placed, sEpoch) -> SEND(m_placed, sEpoch) }
+#ifndef BUG_NEVER_RESUMES
+  :: d_step { S_IDLE && sPhase == postcopy_paused && T_IS_THERE && tHalf -> sourceStep(resumed, postcopy_active) }
+#endif
+  :: d_step { S_IDLE && S_SERVES && HEARS(m_placed, sEpoch) ->
+       TAKE(m_placed, sEpoch);
+       sourceStep(placed, completed);
+       sTodo = note_completed;
+       imageKept = tOwned >= sEpoch;
+       assert(imageKept) }
+#endif
+
   /* The process that held the guest has ended, and its guest with it. standingOf() reads the journal. */
   :: d_step { !sUp ->
        sUp = 1;
@@ -335,6 +389,7 @@ end:
 
 inline discard(event) {
   tTodo = (tPhase == prepared -> note_refused : send_failed);
+  NOT_HALF;
   targetStep(event, discarded)
 }
 #define ADMITS(e) (T_IDLE && !T_HOLDS && HAS(admit, e) && e > tHigh)
@@ -368,10 +423,16 @@ end:
 #endif
        tTodo = send_active }
   :: d_step { tTodo == run_claimed -> runAtTarget(tAttempt + 1); tTodo = nothing }
-  :: d_step { tTodo == send_active -> SEND(m_active, tAttempt); tTodo = nothing; printf("TRACE target effect send active\n") }
+  :: d_step { tTodo == send_active ->
+       if
+       :: tCutOff -> skip
+       :: else -> SEND(m_active, tAttempt)
+       fi;
+       tTodo = nothing;
+       printf("TRACE target effect send active\n") }
   :: d_step { tTodo == note_refused -> targetWrites(refused, tAttempt); tTodo = send_failed; printf("TRACE target effect journal refused\n") }
   :: d_step { tTodo == send_failed -> SEND(m_failed, tAttempt); tTodo = let_go; printf("TRACE target effect send failed\n") }
-  :: d_step { tTodo == let_go -> tTodo = nothing; printf("TRACE target effect free\n") }
+  :: d_step { tTodo == let_go -> tRun = 0; tTodo = nothing; printf("TRACE target effect free\n") }
 
   /* Above the journal's highest epoch, and only where no guest is. */
 #ifdef TRACES
@@ -389,6 +450,9 @@ end:
   :: d_step { T_IDLE && (tPhase == receiving || tPhase == prepared) && (admit >> (tAttempt + 1)) != 0 -> discard(superseded) }
   :: d_step { T_IDLE && tPhase == receiving && HEARS(state_, tAttempt) ->
        targetWrites(prepared, tAttempt);
+#ifdef SPLIT
+       tHalf = HAS(halves, tAttempt);
+#endif
        targetStep(verified, prepared);
        tTodo = send_prepared }
   :: d_step { T_IDLE && (tPhase == receiving || tPhase == prepared) && HEARS(m_abort, tAttempt) ->
@@ -413,7 +477,7 @@ end:
        targetWrites(owner, tAttempt);
 #endif
        targetStep(commit, active_);
-       tOwned = tAttempt;
+       tOwned = (tHalf -> tOwned : tAttempt);
        tTodo = run_it }
   :: d_step { T_IDLE && T_OWNS && HEARS(m_commit, tAttempt) && (calm || !HAS(m_active, tAttempt)) ->
        TAKE(m_commit, tAttempt);
@@ -424,15 +488,44 @@ end:
        assert(unseen);
        tTodo = send_active }
 
+#ifdef SPLIT
+  /* S asks without an image: what is missing here is nowhere any more. */
+#define ASKS_WITHOUT_IMAGE (sUp && sPhase == in_doubt && !sImage && HAS(ask, sEpoch) && T_KNOWS)
+#ifdef BUG_WHOLE_STARVED
+#define STARVES (tPhase == active_)
+#else
+#define STARVES (tPhase == active_ && tHalf)
+#endif
+#ifdef BUG_HALF_COMMITTED
+#define REFUSES_HALF 0
+#else
+#define REFUSES_HALF (tPhase == prepared && tHalf)
+#endif
+#define IS_ANSWERED !(ASKS_WITHOUT_IMAGE && (STARVES || REFUSES_HALF))
+  :: d_step { T_IDLE && ASKS_WITHOUT_IMAGE && STARVES ->
+       imageKept = tHalf;
+       assert(imageKept);
+       NOT_HALF;
+       targetStep(starved, lost);
+#ifdef SHOW_STARVED
+       unseen = 0;
+#endif
+       assert(unseen);
+       tTodo = let_go }
+  :: d_step { T_IDLE && ASKS_WITHOUT_IMAGE && REFUSES_HALF -> discard(fail) }
+#else
+#define IS_ANSWERED 1
+#endif
   /* Who owns it? From memory, or from the journal: standingOf(). */
-  :: d_step { tUp && HAS(ask, sEpoch) ->
+  :: d_step { tUp && HAS(ask, sEpoch) && IS_ANSWERED ->
        TAKE(ask, sEpoch);
        if
        :: T_KNOWS ->
           if
-          :: tPhase == prepared -> answer(m_prepared, prepared)
+          :: tPhase == prepared -> HEARD_AGAIN; answer(m_prepared, prepared)
           :: T_OWNS -> answer(m_active, active_)
           :: tPhase == discarded -> answer(m_discarded, discarded)
+          :: tPhase == lost -> answer(m_gone, gone)
           :: tPhase == receiving -> skip
           fi
        :: else ->
@@ -469,26 +562,38 @@ end:
   :: d_step { !calm && S_IDLE && S_MAY_ABORT -> sourceStep(cancel, cancelled); sTodo = send_abort }
   :: d_step { !calm && T_IDLE && (tPhase == receiving || tPhase == prepared) -> discard(cancel) }
   :: d_step { !calm && S_IDLE && sPhase == in_doubt && !HAS(m_abort, sEpoch) -> SEND(m_abort, sEpoch) } /* COMMIT called back, nobody fenced */
-  :: d_step { !calm && S_IDLE && sPhase == in_doubt -> sImage = 0; sourceWrites(given_up, sEpoch); sourceStep(give_up, given_up); sTodo = let_go }
-  /* Fenced: the process that had the copy has ended. */
-  :: d_step { S_IDLE && sPhase == in_doubt && sImage && !(T_HOLDS && tAttempt == sEpoch) && (!calm || (MAY_HELP && tUp && !T_REFUSES)) ->
+#define MAY_END (sPhase == in_doubt || sPhase == postcopy_paused)
+  :: d_step { !calm && S_IDLE && MAY_END -> sImage = 0; sourceWrites(given_up, sEpoch); sourceStep(give_up, given_up); sTodo = let_go }
+  /* Fenced: the process that had the copy, or ran the guest, has ended. */
+  :: d_step { S_IDLE && MAY_END && sImage && !(T_HOLDS && tAttempt == sEpoch) && (!calm || (MAY_HELP && tUp && !T_REFUSES)) ->
 #ifdef ARBITER
        aOwner = offered; aEpoch = sEpoch + 1;
 #endif
-       takeBack(fenced, 0) }
-  /* The source's process has ended, or its operator gave up what it had, and none newer than the copy's attempt ever ran there. */
+#ifdef SHOW_FENCED_IN_POSTCOPY
+       unseen = sPhase != postcopy_paused;
+#endif
+       takeBack(fenced, 0);
+       assert(unseen) }
+  /* The source's process has ended, or its operator gave up what it had, and none newer than the copy's attempt ever ran there. Half is no copy. */
 #ifdef BUG_CLAIM_UNFENCED
 #define S_IS_FENCED 1
 #else
 #define S_IS_FENCED (!sImage && sTop <= tAttempt)
 #endif
-  :: d_step { T_IDLE && tPhase == prepared && S_IS_FENCED && (!calm || (MAY_HELP && sUp && sPhase != in_doubt)) && ARBITER_MAY_CLAIM ->
+#ifdef BUG_HALF_CLAIMED
+#define IS_COPY 1
+#else
+#define IS_COPY !tHalf
+#endif
+  :: d_step { T_IDLE && tPhase == prepared && IS_COPY && S_IS_FENCED && (!calm || (MAY_HELP && sUp && sPhase != in_doubt)) && ARBITER_MAY_CLAIM ->
 #ifdef ARBITER
        aOwner = owner; aEpoch = tAttempt + 1;
 #endif
        targetWrites(claimed, tAttempt + 1);
        targetStep(claim, claimed);
        tOwned = tAttempt;
+       wholeGuest = !tHalf;
+       assert(wholeGuest);
        tTodo = run_claimed }
 #ifndef ARBITER
   /* A new guest of the same name: only where the other side is seen to hold nothing, and above every epoch that either has met. */
@@ -504,12 +609,19 @@ end:
   od
 }
 
+#ifdef SPLIT
+#define CUT_OFF m_placed = 0; tCutOff = tHalf
+#else
+#define CUT_OFF skip
+#endif
 inline crashSource() {
-  m_prepared = 0; m_active = 0; m_failed = 0; m_discarded = 0; m_gone = 0; m_unknown = 0;
+  m_prepared = 0; m_active = 0; m_failed = 0; m_discarded = 0; m_gone = 0; m_unknown = 0; CUT_OFF;
+  ask = 0; /* its answer would come on a connection that has ended */
   sUp = 0; sPhase = none; sEpoch = 0; sBefore = 0; sImage = 0; sRun = 0; sTodo = nothing
 }
 inline crashTarget() {
   admit = 0; state_ = 0; m_commit = 0; m_abort = 0; ask = 0; /* connections end with their process, and what came on them unread */
+  NOT_HALF;
   tUp = 0; tPhase = none; tAttempt = 0; tRun = 0; tTodo = nothing
 }
 
@@ -522,10 +634,13 @@ end:
   :: d_step { S_IDLE && sEpoch > 0 && sPhase != device && sPhase != in_doubt && HAS(m_prepared, sEpoch) -> sourceStep(prepared, sPhase) }
   :: d_step { S_IDLE && sEpoch > 0 && sPhase != committing && sPhase != in_doubt && HAS(m_active, sEpoch) -> sourceStep(active_, sPhase) }
   :: d_step { S_IDLE && sEpoch > 0 && sPhase != committing && sPhase != in_doubt && HAS(m_discarded, sEpoch) -> sourceStep(discarded, sPhase) }
-  :: d_step { S_IDLE && sEpoch > 0 && sPhase != committing -> sourceStep(silence, sPhase) }
+  :: d_step { S_IDLE && sEpoch > 0 && sPhase != committing && sPhase != postcopy_active -> sourceStep(silence, sPhase) }
+#ifdef SPLIT
+  :: d_step { S_IDLE && sEpoch > 0 && !S_SERVES && HAS(m_placed, sEpoch) -> sourceStep(placed, sPhase) }
+#endif
   :: d_step { S_IDLE && sEpoch > 0 && HAS(m_unknown, sEpoch) -> sourceStep(unknown, sPhase) }
   :: d_step { T_IDLE && tPhase != none && tPhase != receiving && tPhase != prepared && HAS(m_abort, tAttempt) -> targetStep(abort, tPhase) }
-  :: d_step { T_IDLE && (tPhase == receiving || tPhase == discarded) && HAS(m_commit, tAttempt) -> targetStep(commit, tPhase) }
+  :: d_step { T_IDLE && (tPhase == receiving || tPhase == discarded || tPhase == lost) && HAS(m_commit, tAttempt) -> targetStep(commit, tPhase) }
   :: d_step { T_IDLE && tPhase != none && tPhase != receiving -> targetStep(silence, tPhase) }
 #endif
   :: d_step { !calm && sUp -> crashSource(); printf("TRACE source crash\n") }
@@ -546,7 +661,12 @@ end:
        od }
 #endif
 #ifdef LIVE
-  :: atomic { !calm -> LOSE(admit); LOSE(state_); LOSE(m_commit); LOSE(m_abort); LOSE(ask); LOSE(m_prepared); LOSE(m_active); LOSE(m_discarded); calm = 1 }
+#ifdef SPLIT
+#define LOSE_PLACED LOSE(m_placed)
+#else
+#define LOSE_PLACED skip
+#endif
+  :: atomic { !calm -> LOSE(admit); LOSE(state_); LOSE(m_commit); LOSE(m_abort); LOSE(ask); LOSE(m_prepared); LOSE(m_active); LOSE(m_discarded); LOSE_PLACED; calm = 1 }
 #endif
   od
 }
@@ -558,9 +678,9 @@ end:
 }
 
 #ifdef LIVE
-#define SOMEBODY_RUNS (sRun > 0 || tRun > 0)
+#define SOMEBODY_RUNS (sRun > 0 || (tRun > 0 && !tHalf))
 /* No image, or at most a copy that the guest went past: it ran at S at a higher epoch, or the arbiter gave it to S. */
 #define OUTDATED (tPhase == prepared && (sTop > tAttempt || !ARBITER_MAY_CLAIM))
-#define NOTHING_LEFT (!sImage && !T_OWNS && (tPhase != prepared || OUTDATED))
+#define NOTHING_LEFT (!sImage && (tHalf || (!T_OWNS && (tPhase != prepared || OUTDATED)))) /* half of it is nothing without the other half */
 ltl live { [] (calm -> <> (SOMEBODY_RUNS || NOTHING_LEFT)) }
 #endif

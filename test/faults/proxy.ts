@@ -4,8 +4,8 @@ import type { AddressInfo, Server, Socket } from "node:net";
 import { Boundaries } from "./boundaries.js";
 import type { Framing } from "./boundaries.js";
 
-/** `other`: neither of the two, or not known yet. */
-export type Channel = "control" | "pages" | "other";
+/** `other`: none of these, or not known yet. */
+export type Channel = "control" | "pages" | "faults" | "other";
 /** up: towards the agent behind the proxy, down: back to whoever connected. */
 export type Direction = "up" | "down";
 
@@ -37,6 +37,7 @@ interface Armed {
 
 const CONTROL_START = "GET /v1/control";
 const PAGES_START = "GET /v1/pages";
+const FAULTS_START = "GET /v1/faults";
 const START_BYTES = CONTROL_START.length;
 /** What a late or stalled lane keeps for later; beyond, its sender has to wait. */
 const KEPT_BYTES_MAX = 2 ** 22;
@@ -44,6 +45,7 @@ const RELISTEN_MS = 20;
 
 function channelOf(head: string): Channel {
   if (head.startsWith(CONTROL_START)) return "control";
+  if (head.startsWith(FAULTS_START)) return "faults";
   return head.startsWith(PAGES_START) ? "pages" : "other";
 }
 

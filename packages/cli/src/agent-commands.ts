@@ -38,6 +38,8 @@ async function withAgent(options: AgentOptions, run: RunContext, body: (agent: A
       },
       status: () => agent.status(),
       cancel: () => agent.cancel(),
+      startPostcopy: () => agent.startPostcopy(),
+      recoverPostcopy: () => agent.recoverPostcopy(),
       set: (changes) => agent.set(changes),
       resolve: (request) => agent.resolve(request),
       whoOwns: (guest, peer) => agent.whoOwns(guest, peer),

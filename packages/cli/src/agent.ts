@@ -183,6 +183,7 @@ export class Agent {
         {
           onControl: (control) => agent.#target.onControl(control),
           onPageChannel: (name, socket) => agent.#target.onPageChannel(name, socket),
+          onFaultChannel: (name, socket) => agent.#target.onFaultChannel(name, socket),
         },
         RELEASE,
       );
@@ -355,6 +356,16 @@ export class Agent {
     return this.#source.set(changes);
   }
 
+  /** The migration in progress goes to post-copy after the round under way. @throws {MigrationError} ERR_NO_MIGRATION */
+  startPostcopy(): void {
+    this.#source.startPostcopy();
+  }
+
+  /** Tries at once to make the broken link of a post-copy migration again. @throws {MigrationError} ERR_NO_MIGRATION */
+  recoverPostcopy(): void {
+    this.#source.recoverPostcopy();
+  }
+
   /** Of the migration in progress, whichever way it goes. @throws {MigrationError} ERR_NO_GUEST, ERR_CANCEL_TOO_LATE */
   async cancel(): Promise<void> {
     if (this.#target.isReceiving) await this.#target.cancel();
@@ -378,6 +389,7 @@ export class Agent {
               phase: guest === undefined ? (incoming?.state.phase ?? "") : this.#phaseOfOwn(),
               "dirty-log": shown.dirtyLog,
               "copy-at": guest === undefined ? null : this.#copyAt,
+              "missing-pages": this.#target.fetching?.fetching?.missingPages ?? null,
             },
       unresolved: this.#registry.journal
         .guests()
@@ -391,6 +403,8 @@ export class Agent {
   #phaseOfOwn(): string {
     if (this.#source.isInDoubt) return "in-doubt";
     if (this.#registry.guest?.failure !== undefined) return "failed";
+    const fetching = this.#target.fetching?.fetching;
+    if (fetching !== undefined) return fetching.isPaused ? "postcopy-paused" : "postcopy-active";
     return this.#source.isMigrating ? "migrating" : "running";
   }
 

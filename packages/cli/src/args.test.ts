@@ -36,6 +36,7 @@ async function run(...words: string[]) {
     history: remember("history"),
     status: remember("status"),
     cancel: remember("cancel"),
+    postcopy: remember("postcopy"),
     set: remember("set"),
     resolve: remember("resolve"),
     whoOwns: remember("whoOwns"),
@@ -116,7 +117,7 @@ describe("source", () => {
       "--hot-fraction .9 --write-pattern bursty --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
       "--hold-back on --xbzrle on --xbzrle-cache-size 128M --throttle dirty-limit --throttle-trigger-threshold 60 --cpu-throttle-initial 30 --cpu-throttle-increment 5 --max-cpu-throttle 90 " +
       "--vcpu-dirty-limit 10MB/s --timeout 90s --timeout-action force " +
-      "--audit off --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
+      "--audit off --max-postcopy-bandwidth 40Mbit --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
     assert.deepEqual(given, {
       name: "a",
@@ -149,6 +150,7 @@ describe("source", () => {
         mode: "stop-and-copy",
         downtimeLimitMs: 2000,
         maxBandwidthBytesPerSecond: 1.25e9,
+        maxPostcopyBandwidthBytesPerSecond: 5_000_000,
         multifdChannels: 16,
         multifdCompression: "lz4",
         isXbzrleOn: true,
@@ -248,15 +250,17 @@ describe("a bad value is refused with its option and text", () => {
     ["source --max-cpu-throttle 100", /^--max-cpu-throttle: "100" is out of range, must be 1 to 99$/],
     ["source --vcpu-dirty-limit 1", /^--vcpu-dirty-limit 1: vcpu-dirty-limit is 1, must be 4096 or more B\/s$/],
     ["source --timeout soon", /^--timeout: "soon" is not a time/],
-    ["source --timeout-action postcopy", /^--timeout-action: "postcopy" is not one of cancel, force$/],
+    ["source --timeout-action suspend", /^--timeout-action: "suspend" is not one of cancel, force, postcopy$/],
     [
       "migrate x --mode stop-and-copy --pause-before-switchover on",
-      /^mode is stop-and-copy, must be precopy with pause-before-switchover$/,
+      /^mode is stop-and-copy, must be precopy or hybrid with pause-before-switchover$/,
     ],
     ["history --last 0", /^--last: /],
     ["set", /^nothing to set: give at least one of the options$/],
     ["source --digest yes", /^--digest: "yes" is not one of on, off$/],
-    ["source --mode postcopy", /^--mode: "postcopy" is not one of precopy, stop-and-copy$/],
+    ["source --mode live", /^--mode: "live" is not one of precopy, hybrid, postcopy, stop-and-copy$/],
+    ["migrate x --timeout 5s --timeout-action postcopy", /^mode is precopy, must be hybrid with timeout-action postcopy$/],
+    ["migrate x --mode postcopy --xbzrle on", /^mode is postcopy, must be precopy with xbzrle/],
     ["source --listen 127.0.0.1:70000", /^--listen 127.0.0.1:70000: Port 70000 is above 65535$/, "ERR_ADDRESS"],
     ["source --listen host:port", /^--listen: "host:port" is not an address$/, "ERR_ADDRESS"],
     ["source --listen [::1", /^--listen: "\[::1" is not an address$/, "ERR_ADDRESS"],
@@ -277,7 +281,7 @@ describe("a bad value is refused with its option and text", () => {
     ["client --guest g --rate 0", /^--rate: "0" is out of range, must be 1 to 1000000$/],
     ["client --guest g --duration 1h", /^--duration: "1h" is not a time/],
     ["client --guest g --switch x:0", /^--switch: "x:0"/, "ERR_ADDRESS"],
-    ["demo --modes precopy,postcopy", /^--modes precopy,postcopy: "postcopy" is not one of/],
+    ["demo --modes precopy,live", /^--modes precopy,live: "live" is not one of/],
     ["demo --modes precopy,precopy", /^--modes: "precopy,precopy" names one twice$/],
     ["demo --repeats 0", /^--repeats: "0" is out of range, must be 1 to 1000$/],
     ["demo --workload idle --vcpus 1", /^--vcpus 1 is less than the 2 workloads: ledger, idle$/],
@@ -344,6 +348,8 @@ describe("help", () => {
       "set",
       "status",
       "cancel",
+      "postcopy",
+      "postcopy-recover",
       "who-owns",
       "resolve",
       "switch",
@@ -400,6 +406,17 @@ describe("the other commands", () => {
     assert.deepEqual(given.to, { host: "2001:db8::2", port: 1 });
     assert.deepEqual(given.parameters, { downtimeLimitMs: 0, isDigestOn: false, isAuditOn: false });
     assert.equal(given.socket, socketPath("b"));
+  });
+
+  it("postcopy and postcopy-recover find the agent as cancel does", async () => {
+    for (const [command, isRecovery] of [
+      ["postcopy", false],
+      ["postcopy-recover", true],
+    ] as const) {
+      const { calls, thrown } = await run(command, "--socket", "s");
+      assert.equal(thrown, undefined);
+      assert.deepEqual(calls, [{ command: "postcopy", options: { name: "default", socket: join(process.cwd(), "s"), isRecovery } }]);
+    }
   });
 
   it("continue switches off what --pause-before-switchover switched on", async () => {

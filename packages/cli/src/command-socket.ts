@@ -4,6 +4,7 @@ import type { Server, Socket } from "node:net";
 import { dirname, join } from "node:path";
 import {
   COMPRESSIONS,
+  MODES,
   MigrationError,
   OBSERVER_BACKLOG_BYTES_MAX,
   THROTTLES,
@@ -55,12 +56,13 @@ const live = {
 } satisfies { [Name in keyof LiveParameters]: z.ZodType };
 const parameters = z.strictObject({
   ...live,
-  mode: z.enum(["precopy", "stop-and-copy"]).exactOptional(),
+  mode: z.enum(MODES).exactOptional(),
   multifdChannels: z.number().exactOptional(),
   multifdCompression: z.enum(COMPRESSIONS).exactOptional(),
   isXbzrleOn: z.boolean().exactOptional(),
   xbzrleCacheBytes: z.number().exactOptional(),
   isHoldBackOn: z.boolean().exactOptional(),
+  maxPostcopyBandwidthBytesPerSecond: z.number().exactOptional(),
   isDigestOn: z.boolean().exactOptional(),
   isAuditOn: z.boolean().exactOptional(),
   pump: z.enum(["auto", "direct", "portable"]).exactOptional(),
@@ -74,6 +76,8 @@ const request = z.discriminatedUnion("command", [
   z.strictObject({ command: z.literal("dirty-rate"), guest: name.exactOptional() }),
   z.strictObject({ command: z.literal("status") }),
   z.strictObject({ command: z.literal("cancel") }),
+  z.strictObject({ command: z.literal("postcopy") }),
+  z.strictObject({ command: z.literal("postcopy-recover") }),
   z.strictObject({ command: z.literal("set"), parameters: z.strictObject(live) }),
   z.strictObject({
     command: z.literal("resolve"),
@@ -134,6 +138,10 @@ export interface Handlers {
   dirtyRate(guest: string | undefined): Promise<DirtyRate>;
   status(): AgentStatus;
   cancel(): Promise<void>;
+  /** The migration in progress goes to post-copy after the round under way. */
+  startPostcopy(): void;
+  /** Tries at once to make the broken link of a post-copy migration again. */
+  recoverPostcopy(): void;
   /** Changes the migration in progress; returns all its parameters as they are then. */
   set(changes: Partial<LiveParameters>): MigrationParameters;
   resolve(request: ResolveRequest): Promise<Resolution>;
@@ -339,6 +347,12 @@ export class CommandSocket {
         return this.#handlers.status();
       case "cancel":
         await this.#handlers.cancel();
+        return null;
+      case "postcopy":
+        this.#handlers.startPostcopy();
+        return null;
+      case "postcopy-recover":
+        this.#handlers.recoverPostcopy();
         return null;
       case "set":
         return this.#handlers.set(asked.parameters);

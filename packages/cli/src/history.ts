@@ -22,6 +22,7 @@ const forecast = z.object({
   bytes: range,
   rounds: z.number(),
   "lost-percent": z.number(),
+  "blocked-ms": range.default({ low: 0, expected: 0, high: 0 }), // lines from before post-copy
 });
 const entry = z.object({
   at: z.string(),

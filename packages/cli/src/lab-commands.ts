@@ -131,6 +131,7 @@ function migrationArguments({ parameters }: DemoOptions): string[] {
   return [
     ...["--downtime-limit", String(parameters.downtimeLimitMs)],
     ...["--max-bandwidth", String(parameters.maxBandwidthBytesPerSecond)],
+    ...["--max-postcopy-bandwidth", String(parameters.maxPostcopyBandwidthBytesPerSecond)],
     ...["--multifd-channels", String(parameters.multifdChannels)],
     ...["--multifd-compression", parameters.multifdCompression],
     ...["--xbzrle", parameters.isXbzrleOn ? "on" : "off"],

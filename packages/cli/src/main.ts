@@ -7,7 +7,7 @@ import { runBench } from "./bench-command.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
 import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
 import { runDirtyRate, runHistory, runPlan } from "./forecast-commands.js";
-import { runCancel, runMigrate, runResolve, runSet, runStatus, runWhoOwns } from "./migrate-commands.js";
+import { runCancel, runMigrate, runPostcopy, runResolve, runSet, runStatus, runWhoOwns } from "./migrate-commands.js";
 import { StopSwitch } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
 
@@ -53,6 +53,7 @@ try {
     history: async (options) => runHistory(options, run),
     status: (options) => runStatus(options, run),
     cancel: (options) => runCancel(options),
+    postcopy: (options) => runPostcopy(options),
     set: (options) => runSet(options),
     resolve: (options) => runResolve(options, run),
     whoOwns: (options) => runWhoOwns(options, run),

@@ -33,6 +33,8 @@ async function listen(handlers: Partial<Handlers>): Promise<void> {
     dirtyRate: never,
     status: never,
     cancel: never,
+    startPostcopy: never,
+    recoverPostcopy: never,
     set: never,
     resolve: never,
     whoOwns: never,

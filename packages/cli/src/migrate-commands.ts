@@ -1,7 +1,16 @@
 import { MigrationError, formatAddress } from "@precopy/protocol";
 import type { MigrationReport, ProgressEvent } from "@precopy/protocol";
 import { socketPath } from "./args.js";
-import type { AgentSelection, CancelOptions, MigrateOptions, ResolveOptions, SetOptions, StatusOptions, WhoOwnsOptions } from "./args.js";
+import type {
+  AgentSelection,
+  CancelOptions,
+  MigrateOptions,
+  PostcopyOptions,
+  ResolveOptions,
+  SetOptions,
+  StatusOptions,
+  WhoOwnsOptions,
+} from "./args.js";
 import { callAgent } from "./command-socket.js";
 import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import { verdictOf } from "./ownership-verdict.js";
@@ -75,6 +84,11 @@ export async function runStatus(options: StatusOptions, run: RunContext): Promis
 /** `precopy cancel`. Resolves when the guest runs at the source again. */
 export async function runCancel({ socket }: CancelOptions): Promise<void> {
   await callAgent(socket, { command: "cancel" });
+}
+
+/** `precopy postcopy` and `precopy postcopy-recover`. @throws {MigrationError} ERR_NO_MIGRATION */
+export async function runPostcopy({ socket, isRecovery }: PostcopyOptions): Promise<void> {
+  await callAgent(socket, { command: isRecovery ? "postcopy-recover" : "postcopy" });
 }
 
 /** `precopy set`. @throws {MigrationError} ERR_NO_MIGRATION, ERR_PARAMETER */

@@ -4,6 +4,7 @@ import {
   CHANNELS_MAX,
   COMPRESSIONS,
   DEFAULT_PARAMETERS,
+  MODES,
   THROTTLES,
   TIMEOUT_ACTIONS,
   TIMER_MS_MAX,
@@ -15,7 +16,6 @@ import {
 import type { LiveParameters, MigrationParameters } from "@precopy/protocol";
 import { option, parseChoice, parseTime, parseWhole, refuse } from "./option-parsers.js";
 
-export const MODES = ["precopy", "stop-and-copy"] as const satisfies readonly MigrationParameters["mode"][];
 const ON_OFF = ["on", "off"] as const;
 
 export const parseCongestionControl = (text: string): string => fillParameters({ congestionControl: text }).congestionControl;
@@ -83,7 +83,7 @@ const liveOptions = (): readonly Option[] => [
   ),
   option(
     "--timeout-action <ACTION>",
-    "then: cancel, and the guest runs on here; or force, and the round under way is the last, whatever the pause (default: cancel)",
+    "then: cancel, and the guest runs on here; force, and the round under way is the last, whatever the pause; or, with --mode hybrid, postcopy (default: cancel)",
     parseChoice(TIMEOUT_ACTIONS),
   ),
 ];
@@ -103,6 +103,7 @@ interface GivenTransfer {
   readonly xbzrle?: (typeof ON_OFF)[number];
   readonly xbzrleCacheSize?: number;
   readonly holdBack?: (typeof ON_OFF)[number];
+  readonly maxPostcopyBandwidth?: number;
   readonly congestionControl?: string;
   readonly digest?: (typeof ON_OFF)[number];
   readonly audit?: (typeof ON_OFF)[number];
@@ -135,6 +136,11 @@ const transferOptions = (): readonly Option[] => [
     parseChoice(ON_OFF),
   ),
   option(
+    "--max-postcopy-bandwidth <BW>",
+    "cap on what is sent unasked while the guest fetches what it misses, as --max-bandwidth (default: 0, no cap)",
+    (text) => fillParameters({ maxPostcopyBandwidthBytesPerSecond: parseBandwidth(text) }).maxPostcopyBandwidthBytesPerSecond,
+  ),
+  option(
     "--congestion-control <NAME>",
     "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
     parseCongestionControl,
@@ -159,7 +165,7 @@ function withTransfer<A extends unknown[], O extends OptionValues, G extends Opt
 export const withMigration = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
   withLive(withTransfer(command));
 
-export const modeOption = () => option("--mode <MODE>", `${MODES.join(" or ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
+export const modeOption = () => option("--mode <MODE>", `${MODES.join(", ")} (default: ${DEFAULT_PARAMETERS.mode})`, parseChoice(MODES));
 
 export type GivenMigration = GivenTransfer &
   GivenLive & {
@@ -194,6 +200,7 @@ export function parametersOf(given: GivenMigration): Partial<MigrationParameters
   const audit = given.audit ?? (given.digest === "off" ? "off" : undefined);
   const parameters: Partial<MigrationParameters> = {
     ...(given.mode && { mode: given.mode }),
+    ...(given.maxPostcopyBandwidth !== undefined && { maxPostcopyBandwidthBytesPerSecond: given.maxPostcopyBandwidth }),
     ...liveParametersOf(given),
     ...(given.multifdChannels !== undefined && { multifdChannels: given.multifdChannels }),
     ...(given.multifdCompression && { multifdCompression: given.multifdCompression }),

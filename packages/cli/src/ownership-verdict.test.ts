@@ -171,6 +171,7 @@ describe("verdictOf, whatever the two say", () => {
         history: nothing,
         status: nothing,
         cancel: nothing,
+        postcopy: nothing,
         set: nothing,
         whoOwns: nothing,
         switch: nothing,

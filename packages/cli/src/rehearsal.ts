@@ -61,7 +61,11 @@ async function moveBackAndForth(
       ports.push(
         await AgentPort.listen(
           { host: "127.0.0.1", port: 0 },
-          { onControl: (control) => target.onControl(control), onPageChannel: (name, socket) => target.onPageChannel(name, socket) },
+          {
+            onControl: (control) => target.onControl(control),
+            onPageChannel: (name, socket) => target.onPageChannel(name, socket),
+            onFaultChannel: () => false,
+          },
           release,
         ),
       );

@@ -14,6 +14,7 @@ const FORECAST: Forecast = {
   bytes: { low: 5e8, expected: 6e8, high: 7e8 },
   rounds: 6,
   "lost-percent": 0,
+  "blocked-ms": { low: 0, expected: 0, high: 0 },
 };
 const NO_END: Forecast = { ...FORECAST, ends: false, failure: "After 6 rounds: dirtying 4 Gbit/s, sending 1 Gbit/s" };
 const OUTCOME: ForecastOutcome = {

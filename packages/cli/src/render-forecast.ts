@@ -33,10 +33,12 @@ export function forecastText({
   bytes: sent,
   rounds,
   "lost-percent": lost,
+  "blocked-ms": blocked,
 }: Forecast): string {
   if (!ends) return `does not end: ${failure}`;
   const throttled = lost < 0.5 ? "" : `, ${percent(lost)} of the guest's time withheld`;
-  return `total ${range(total, time)}, pause ${range(downtime, time)}, ${bytes(sent.expected)} in ${rounds + 1} rounds${throttled}`;
+  const waits = blocked.high === 0 ? "" : `, ${range(blocked, time)} of the guest's time at pages still to come`;
+  return `total ${range(total, time)}, pause ${range(downtime, time)}, ${bytes(sent.expected)} in ${rounds + 1} rounds${throttled}${waits}`;
 }
 
 const partsText = ({ pause, collect, send, commit }: Forecast["downtime-parts"]): string =>

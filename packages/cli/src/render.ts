@@ -1,7 +1,16 @@
 import { clearLine, cursorTo } from "node:readline";
 import type { Writable } from "node:stream";
 import { median } from "@precopy/lab";
-import type { DowntimeBreakdown, MigrationReport, Ownership, ProgressEvent, QueryMigrate, RoundProgress, Verdict } from "@precopy/protocol";
+import type {
+  DowntimeBreakdown,
+  MigrationReport,
+  PostcopyReport,
+  Ownership,
+  ProgressEvent,
+  QueryMigrate,
+  RoundProgress,
+  Verdict,
+} from "@precopy/protocol";
 import type { Resolution, WhoOwnsAnswer } from "./command-socket.js";
 import { oneLine } from "./exit-code.js";
 import {
@@ -36,6 +45,8 @@ export interface AgentStatus {
     readonly "dirty-log": string;
     /** ISO 8601 time of the copy that it was rolled back to by an operator; null if it was not. */
     readonly "copy-at": string | null;
+    /** In post-copy, of its memory; null once it is all here. */
+    readonly "missing-pages": number | null;
   } | null;
   /** Guests that are not here, and whose hand-over from here nobody has answered. */
   readonly unresolved: readonly Ownership[];
@@ -85,6 +96,7 @@ function linkText({ what, channel, code, message, atMs }: LinkEvent): string {
     "lane-carried": `${page} carries more`,
     "control-lost": "control channel lost",
     "control-rejoined": "control channel rejoined",
+    "postcopy-paused": "post-copy waits for the link",
   }[what];
   return [`${happened} at ${time(atMs)}`, ...(code === null ? [] : [code]), ...(message === "" ? [] : [message])].join(": ");
 }
@@ -221,6 +233,15 @@ function linkSummary(report: MigrationReport): string | undefined {
   return mended.length === 0 ? undefined : [...mended, `${bytes(report["resent-bytes"])} re-sent`].join(", ");
 }
 
+function postcopyText({ requests, "latency-us": latency, "pushed-pages": pushed, "fetch-ms": fetchMs, pauses }: PostcopyReport): string {
+  const asked =
+    requests === 0
+      ? "none asked for"
+      : `${count(requests)} asked for, ${time(latency.median / 1000)} each (p99 ${time(latency.p99 / 1000)})`;
+  const broken = pauses === 0 ? "" : `; link gone ${times(pauses)}`;
+  return `${count(pushed + requests)} pages in ${time(fetchMs)}: ${asked}${broken}`;
+}
+
 /** What one migration came to: some lines of at most 80 columns, times in ms. */
 export function renderReport(report: MigrationReport, isColoured = false): string {
   const { "query-migrate": query, "downtime-breakdown": breakdown, clocks, audit, error } = report;
@@ -238,6 +259,7 @@ export function renderReport(report: MigrationReport, isColoured = false): strin
     ...(breakdown === null ? [] : paragraph("split, ms", breakdownText(breakdown))),
     ...(report.outcome === null ? [] : report.forecasts.flatMap((one) => paragraph("forecast", outcomeText(one, report.outcome!)))),
     ...(link === undefined ? [] : paragraph("link", link)),
+    ...(report.postcopy === null ? [] : paragraph("post-copy", postcopyText(report.postcopy))),
     ...paragraph("verified", `digest ${digestText(report)}; audit ${audited}`),
     ...paragraph("verdict", report.verdict),
     ...(error === null ? [] : paragraph("error", `${error.code}: ${error.message}`)),
@@ -302,10 +324,11 @@ const guestText = ({
   "memory-bytes": memory,
   "dirty-log": dirtyLog,
   "copy-at": copyAt,
+  "missing-pages": missing,
 }: NonNullable<AgentStatus["guest"]>): string =>
   `${id}: ${phase}, ${bytes(memory)}, ${vcpus} vCPU${vcpus === 1 ? "" : "s"}, ${dirtyLog} dirty log, epoch ${epoch}${
-    copyAt === null ? "" : `, rolled back to a copy of ${moment(copyAt)}`
-  }`;
+    missing === null ? "" : `, ${count(missing)} pages still to come`
+  }${copyAt === null ? "" : `, rolled back to a copy of ${moment(copyAt)}`}`;
 
 const standingText = ({ guest, standing, epoch, at }: Ownership): string =>
   `${guest}: ${standing}, epoch ${epoch}${at === null ? "" : `, since ${moment(at)}`}`;

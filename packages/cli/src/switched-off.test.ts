@@ -68,7 +68,11 @@ async function roles(
   });
   const port = await AgentPort.listen(
     { host: "127.0.0.1", port: 0 },
-    { onControl: (control) => target.onControl(control), onPageChannel: (name, socket) => target.onPageChannel(name, socket) },
+    {
+      onControl: (control) => target.onControl(control),
+      onPageChannel: (name, socket) => target.onPageChannel(name, socket),
+      onFaultChannel: () => false,
+    },
     "1.0.0",
   );
   const options = { fill: 4 * MIB, rate: 5000, workingSet: MIB };

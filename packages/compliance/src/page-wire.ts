@@ -96,7 +96,7 @@ export class PageTarget {
       control.close(new MigrationError("ERR_BAD_MESSAGE", "Only page channels come here"));
     const onPageChannel = (name: ChannelName, socket: Socket): boolean =>
       name.session === target.session && target.receiver.accept(name, socket);
-    const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel }, "test");
+    const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel, onFaultChannel: () => false }, "test");
     const target = new PageTarget(port, memory, options);
     return target;
   }

@@ -3,10 +3,10 @@ import { PAGE_BYTES } from "@precopy/protocol";
 import type { Decision, MigrationError, RoundProgress, SourceEvent, SourcePhase } from "@precopy/protocol";
 import { offer } from "@precopy/protocol";
 import type { MigrationPorts } from "./migration.js";
-import type { DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort, Timer } from "./ports.js";
+import type { DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort, PostcopyPort, Timer } from "./ports.js";
 import { SourceHandover } from "./source-handover.js";
 
-export type Call = "start" | "collect" | "sendRound" | "sendLast" | "pause" | "prepare" | "decide" | "commit" | "stop";
+export type Call = "start" | "collect" | "sendRound" | "sendLast" | "pause" | "prepare" | "decide" | "commit" | "stop" | "discard";
 
 export const EPOCH = 7;
 
@@ -128,6 +128,14 @@ export class FakePorts implements MigrationPorts {
     this.#withheldMs += (this.withheld.at(-1)?.[0] ?? 0) * (this.nowMs - this.#withheldAtMs);
     this.#withheldAtMs = this.nowMs;
   }
+
+  readonly postcopy: PostcopyPort = {
+    devicePages: 2,
+    discard: (pages) => this.#call("discard", ` ${JSON.stringify(pagesOf(pages))}`),
+    tellDiscard: (pages) => {
+      this.calls.push(`tellDiscard ${JSON.stringify(pagesOf(pages))}`);
+    },
+  };
 
   readonly handover: HandoverPort = {
     tell: (state) => {

@@ -49,18 +49,24 @@ describe("changes that help", () => {
   const options = async (of: Measured, lz4 = { ratio: 0.2, bytesPerSecond: 1e9 }, parameters = P): Promise<string[]> =>
     (await changesThatHelp(of, parameters, lz4, 2)).map(({ option }) => option.replace(/ \d+$/, " N"));
 
-  it("come cheapest first: compression, throttling, a much longer pause, no guest at all", async () => {
+  it("come cheapest first: compression, throttling, a much longer pause, post-copy, no guest at all", async () => {
     assert.deepEqual(await options(measured(2)), [
       "--multifd-compression lz4",
       "--throttle sdps",
       "--downtime-limit N",
+      "--mode hybrid",
       "--mode stop-and-copy",
     ]);
   });
 
   it("do not name compression where pages do not get smaller, nor what is on already", async () => {
     const incompressible = { ratio: 1.01, bytesPerSecond: 1e9 };
-    assert.deepEqual(await options(measured(2), incompressible), ["--throttle sdps", "--downtime-limit N", "--mode stop-and-copy"]);
+    assert.deepEqual(await options(measured(2), incompressible), [
+      "--throttle sdps",
+      "--downtime-limit N",
+      "--mode hybrid",
+      "--mode stop-and-copy",
+    ]);
     assert.deepEqual((await options(measured(2), incompressible, { ...P, multifdCompression: "lz4" }))[0], "--throttle sdps");
   });
 

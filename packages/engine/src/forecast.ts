@@ -72,6 +72,7 @@ export async function forecast(by: ForecastSource, measured: Measured, parameter
     bytes: ends ? range(({ bytes }) => bytes) : NOTHING,
     rounds: expected.rounds.length,
     "lost-percent": expected.lostShare * 100,
+    "blocked-ms": ends ? range(({ fetched }) => fetched?.blockedMs ?? 0) : NOTHING,
   };
 }
 
@@ -82,7 +83,7 @@ const LIMIT_FACTOR = 2;
 
 /**
  * What makes a migration end within its limits that does not as things are, cheapest first: compression takes processor time, a longer pause
- * and throttling take the guest's, and stopping it first takes all of it.
+ * and throttling take the guest's, post-copy needs both hosts for longer, and stopping it first takes all of it.
  */
 export async function changesThatHelp(
   measured: Measured,
@@ -109,6 +110,13 @@ export async function changesThatHelp(
   if (parameters.throttle !== "sdps")
     await attempt("--throttle sdps", { throttle: "sdps" }, (made) => `${made["lost-percent"].toFixed(0)} % of the guest's time meanwhile`);
   if (Number.isFinite(pause) && pause > LIMIT_FACTOR * parameters.downtimeLimitMs) await longer();
+  if (parameters.mode === "precopy" && !parameters.isXbzrleOn)
+    await attempt(
+      "--mode hybrid",
+      { mode: "hybrid" },
+      (made) =>
+        `${made["blocked-ms"].expected.toFixed(0)} ms of the guest's time at pages that are still to come, and both hosts until they have`,
+    );
   await attempt("--mode stop-and-copy", { mode: "stop-and-copy" }, (made) => `a pause of ${made["downtime-ms"].expected.toFixed(0)} ms`);
   return changes;
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { DEFAULT_PARAMETERS, MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { MigrationParameters } from "@precopy/protocol";
-import { EPOCH, FakePorts } from "./fake-ports.js";
+import { EPOCH, FakePorts, pagesOf } from "./fake-ports.js";
 import type { Call } from "./fake-ports.js";
 import { Migration } from "./migration.js";
 import type { SwitchResult } from "./migration.js";
@@ -130,6 +130,58 @@ describe("a migration that nothing disturbs", () => {
     await migration.run();
     assert.equal(ports.machine.state.phase, "completed");
     assert.equal(ports.rounds.length, 3, "two and the last");
+  });
+
+  it("with postcopy tells what will be missing while the guest runs, again for what it writes meanwhile, and pauses for its devices' pages", async () => {
+    const ports = new FakePorts();
+    ports.finds = [span(100), [50, 200, 201], [300, 50]];
+    const { missing } = await migrationWith(ports, "postcopy").run();
+    assert.deepEqual(ports.calls, [
+      `start ${JSON.stringify(span(100))}`,
+      `discard ${JSON.stringify(span(100))}`,
+      "collect [50,200,201]",
+      "pause",
+      "collect [300,50]",
+      "tellDiscard [200,201,300]",
+      "sendLast 1 [0,1]",
+      "tell",
+      "prepare",
+      "decide committed",
+      "commit",
+    ]);
+    assert.deepEqual(ports.phases, ["device", "committing", "postcopy-active"]);
+    assert.deepEqual(missing && pagesOf(missing), [...span(100).slice(2), 200, 201, 300]);
+  });
+
+  it("with hybrid goes to post-copy where rounds lead nowhere, and what they left is missing", async () => {
+    const ports = new FakePorts();
+    ports.pageMs = 20;
+    ports.finds = [span(400), span(300), [], []];
+    const { missing } = await migrationWith(ports, "hybrid").run();
+    assert.deepEqual(
+      ports.calls.slice(0, 5).map((call) => call.split(" ")[0]),
+      ["start", "sendRound", "collect", "discard", "collect"],
+    );
+    assert.deepEqual(missing && pagesOf(missing), span(300).slice(2));
+    assert.equal(ports.phases.at(-1), "postcopy-active");
+  });
+
+  it("with hybrid and a guest that can be followed switches over, and nothing is missing", async () => {
+    const ports = busyPorts();
+    assert.equal((await migrationWith(ports, "hybrid").run()).missing, undefined);
+    assert.equal(ports.phases.at(-1), "completed");
+  });
+
+  it("with hybrid goes to post-copy when it is told to, or when its time is up; another mode refuses", async () => {
+    for (const ask of [(one: Migration) => one.goToPostcopy(), (one: Migration) => one.timeOut()]) {
+      const ports = busyPorts();
+      const migration = migrationWith(ports, "hybrid", { timeoutAction: "postcopy", timeoutMs: 1 });
+      ports.during = (call, nth) => {
+        if (call === "sendRound" && nth === 1) ask(migration);
+      };
+      assert.notEqual((await migration.run()).missing, undefined);
+    }
+    assert.throws(() => migrationWith(busyPorts()).goToPostcopy(), { code: "ERR_NO_MIGRATION" });
   });
 
   it("with stop-and-copy goes from setup straight to device, and starts the log with the guest paused", async () => {

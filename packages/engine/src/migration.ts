@@ -1,19 +1,21 @@
 import { Bitmap } from "@precopy/guest";
-import { MigrationError, sourceMayAbort } from "@precopy/protocol";
+import { MigrationError, hasRounds, isServing, sourceMayAbort } from "@precopy/protocol";
 import type { DowntimeBreakdown, RoundProgress } from "@precopy/protocol";
-import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, StopPorts, Timer } from "./ports.js";
+import type { Forced } from "./policy.js";
+import type { Clock, DirtyPort, GuestPort, HandoverPort, LinkPort, PostcopyPort, StopPorts, Timer } from "./ports.js";
 import { preCopy } from "./round-loop.js";
-import type { MigrationPlan } from "./round-loop.js";
+import type { MigrationPlan, RoundLoopResult } from "./round-loop.js";
 import type { SourceHandover } from "./source-handover.js";
 import { Throttling } from "./throttling.js";
-import { pauseAndPrepare } from "./switchover.js";
-import type { Prepared } from "./switchover.js";
+import { announceMissing, pauseAndPrepare, pauseAndSplit } from "./switchover.js";
+import type { Prepared, Split } from "./switchover.js";
 
 export interface MigrationPorts {
   readonly dirty: DirtyPort;
   readonly link: LinkPort;
   readonly guest: GuestPort;
   readonly handover: HandoverPort;
+  readonly postcopy: PostcopyPort;
   readonly stop: StopPorts;
   readonly clock: Clock;
   readonly every: Timer;
@@ -34,6 +36,16 @@ export interface SwitchResult {
   /** Bytes sent while the guest was paused. */
   readonly downtimeBytes: number;
   readonly expectedDowntimeMs: number | undefined;
+  /** Pages that the target lacks, and fetches from here while the guest runs there; undefined without post-copy. */
+  readonly missing: Bitmap | undefined;
+}
+
+/** The guest is paused, and the target is prepared. */
+interface Decided {
+  readonly prepared: Prepared;
+  readonly setupMs: number;
+  readonly expectedDowntimeMs: number | undefined;
+  readonly missing: Bitmap | undefined;
 }
 
 /**
@@ -41,18 +53,18 @@ export interface SwitchResult {
  * COMMIT leaves the guest the source's, for the owner of this object to resume; after COMMIT only the target's answer ends it.
  */
 export class Migration {
-  readonly #plan: Omit<MigrationPlan, "isForced">;
+  readonly #plan: Omit<MigrationPlan, "forced">;
   readonly #ports: MigrationPorts;
   readonly #broken: Promise<never>;
   #reject: (error: MigrationError) => void = () => {};
   readonly #handover: SourceHandover;
   #isBroken = false;
-  /** Time was up: the pause takes as long as it takes. */
-  isForced = false;
+  /** What ends the rounds, whatever they led to. */
+  #forced: Forced | undefined;
   #throttling: Throttling | undefined;
 
   /** @param handover in `setup`; nobody else takes its steps until `commit` is asked to. */
-  constructor(plan: Omit<MigrationPlan, "isForced">, ports: MigrationPorts, handover: SourceHandover) {
+  constructor(plan: Omit<MigrationPlan, "forced">, ports: MigrationPorts, handover: SourceHandover) {
     this.#plan = plan;
     this.#ports = ports;
     this.#handover = handover;
@@ -69,12 +81,27 @@ export class Migration {
     this.#break(new MigrationError("ERR_CANCELLED", "Cancelled by the operator"));
   }
 
+  /** Time was up: the pause takes as long as it takes. */
+  get isForced(): boolean {
+    return this.#forced === "switch over";
+  }
+
+  /** The guest runs at the target after the round under way. @throws {MigrationError} ERR_NO_MIGRATION if it is too late or the mode forbids it */
+  goToPostcopy(): void {
+    const { phase } = this.#handover.state;
+    if (this.#plan.parameters().mode !== "hybrid")
+      throw new MigrationError("ERR_NO_MIGRATION", "This migration cannot come to post-copy: its mode is not hybrid");
+    if (phase !== "setup" && phase !== "active") throw new MigrationError("ERR_NO_MIGRATION", `The migration is ${phase}`);
+    this.#forced ??= "go to post-copy";
+  }
+
   /** The time that it was given is up. Only before the pause: what comes after it has time-outs of its own. */
   timeOut(): void {
     const { timeoutMs, timeoutAction } = this.#plan.parameters();
     const { phase } = this.#handover.state;
     if (phase !== "setup" && phase !== "active") return;
-    if (timeoutAction === "force") this.isForced = true;
+    if (timeoutAction === "force") this.#forced = "switch over";
+    else if (timeoutAction === "postcopy") this.#forced ??= "go to post-copy";
     else this.#break(new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`));
   }
 
@@ -89,7 +116,7 @@ export class Migration {
   }
 
   /**
-   * Resolves at `completed`, however long the answer to COMMIT takes.
+   * Resolves at `completed`, or in post-copy when the guest runs at the target, however long the answer to COMMIT takes.
    * @throws {MigrationError} in `failed`, `cancelled` or `taken-back`: the guest is the source's, and stands still if it was paused. ERR_GIVEN_UP.
    */
   async run(): Promise<SwitchResult> {
@@ -103,14 +130,14 @@ export class Migration {
   async #run(): Promise<SwitchResult> {
     const { handover, clock } = this.#ports;
     const { acceptedAtMs } = this.#plan;
-    const { prepared, setupMs, expectedDowntimeMs } = await this.#reachCommitting();
+    const { prepared, setupMs, expectedDowntimeMs, missing } = await this.#reachCommitting();
     const { pausedAtMs } = prepared;
     await handover.commit();
     const answeredAt = clock();
     const { phase } = this.#handover.state;
     if (phase === "taken-back")
       throw new MigrationError("ERR_TAKEN_BACK", "The guest was taken back: it will not run at the target at that epoch");
-    if (phase !== "completed") throw new MigrationError("ERR_GIVEN_UP", "The operator gave up the guest here");
+    if (phase !== "completed" && !isServing(phase)) throw new MigrationError("ERR_GIVEN_UP", "The operator gave up the guest here");
     const downtimeMs = answeredAt - pausedAtMs;
     return {
       breakdown: { ...prepared.breakdown, commit: answeredAt - prepared.preparedAtMs },
@@ -119,20 +146,23 @@ export class Migration {
       setupMs,
       downtimeBytes: prepared.last.bytes,
       expectedDowntimeMs,
+      missing: isServing(phase) ? missing : undefined,
     };
   }
 
   /** Ends in `committing`, or throws in `failed` or `cancelled`. */
-  async #reachCommitting(): Promise<{ prepared: Prepared; setupMs: number; expectedDowntimeMs: number | undefined }> {
+  async #reachCommitting(): Promise<Decided> {
     const { clock } = this.#ports;
     const { acceptedAtMs } = this.#plan;
     try {
-      const live = this.#plan.parameters().mode === "precopy" ? await this.#runRounds() : undefined;
+      const { mode } = this.#plan.parameters();
+      const live = hasRounds({ mode }) ? await this.#runRounds() : undefined;
+      const isSplit = mode === "postcopy" || live?.next === "go to post-copy";
+      const split = isSplit ? await this.#unlessBroken(this.#announce(live?.remaining)) : undefined;
       const pausedAtMs = clock();
-      this.#handover.step("pause");
-      const remaining = live?.remaining ?? new Bitmap(this.#plan.pages);
+      this.#handover.step(isSplit ? "split" : "pause");
       const round = (live?.rounds ?? 0) + 1;
-      const prepared = await this.#unlessBroken(pauseAndPrepare(remaining, round, live !== undefined, this.#ports));
+      const { prepared, missing } = await this.#unlessBroken(this.#prepare(live, split, round));
       const { last, lastPages } = prepared;
       this.#ports.onRound({
         round,
@@ -145,18 +175,19 @@ export class Migration {
         bytes: last.bytes,
         bandwidthBytesPerSecond: undefined,
         dirtyPagesPerSecond: undefined,
-        expectedDowntimeMs: live?.expectedDowntimeMs,
-        remainingPages: 0,
+        expectedDowntimeMs: isSplit ? undefined : live?.expectedDowntimeMs,
+        remainingPages: missing?.count() ?? 0,
         throttlePercent: 0,
         xbzrle: last.xbzrle,
         isReady: false,
-        decision: "last round: guest paused",
+        decision: isSplit ? "guest paused, its devices' pages" : "last round: guest paused",
         verdict: undefined,
       });
       // A cancel() that did not throw is obeyed, up to here: nothing is awaited between this look and `committing`.
       if (this.#isBroken) await this.#unlessBroken(this.#broken);
       this.#handover.step("prepared"); // what cannot be written down is not decided, and the guest is still ours
-      return { prepared, setupMs: live?.setupMs ?? pausedAtMs - acceptedAtMs, expectedDowntimeMs: live?.expectedDowntimeMs };
+      const expectedDowntimeMs = isSplit ? undefined : live?.expectedDowntimeMs;
+      return { prepared, missing, expectedDowntimeMs, setupMs: live?.setupMs ?? pausedAtMs - acceptedAtMs };
     } catch (thrown) {
       const error = MigrationError.from(thrown);
       this.#handover.abort(error);
@@ -164,8 +195,28 @@ export class Migration {
     }
   }
 
-  async #runRounds(): Promise<{ remaining: Bitmap; rounds: number; expectedDowntimeMs: number; setupMs: number }> {
-    const plan = { ...this.#plan, isForced: () => this.isForced };
+  /** @param remaining collected after the last round; undefined if there was none, and nothing is at the target. */
+  async #announce(remaining: Bitmap | undefined): Promise<Split> {
+    const missing = remaining ?? new Bitmap(this.#plan.pages);
+    if (remaining === undefined) await this.#ports.dirty.start(missing);
+    return announceMissing(missing, this.#ports);
+  }
+
+  async #prepare(
+    live: RoundLoopResult | undefined,
+    split: Split | undefined,
+    round: number,
+  ): Promise<{ prepared: Prepared; missing: Bitmap | undefined }> {
+    if (split === undefined) {
+      const remaining = live?.remaining ?? new Bitmap(this.#plan.pages);
+      return { prepared: await pauseAndPrepare(remaining, round, live !== undefined, this.#ports), missing: undefined };
+    }
+    const prepared = await pauseAndSplit(split, round, this.#ports);
+    return { prepared, missing: prepared.missing };
+  }
+
+  async #runRounds(): Promise<RoundLoopResult & { readonly setupMs: number }> {
+    const plan = { ...this.#plan, forced: () => this.#forced };
     let setupMs: number | undefined;
     this.#handover.step("rounds");
     this.#throttling = new Throttling(this.#ports, plan.parameters);

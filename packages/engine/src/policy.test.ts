@@ -222,9 +222,34 @@ describe("sdps", () => {
 
 describe("when the operator's time is up", () => {
   it("the guest is paused, whatever is expected", () => {
-    const decision = decideBy([flat(9000)], limitedTo(300), true);
+    const decision = decideBy([flat(9000)], limitedTo(300), "switch over");
     assert.equal(decision.action, "switch over");
     assert.match(decision.reason, /time is up, expected 9000.0 ms/);
+  });
+});
+
+describe("hybrid", () => {
+  const hybrid: PolicyParameters = { ...DEFAULT_PARAMETERS, mode: "hybrid" };
+  const after = (expectedDowntimeMs: number, forecastDowntimeMs: number): RoundOutlook => ({
+    ...flat(expectedDowntimeMs),
+    forecastDowntimeMs,
+  });
+
+  it("goes on with rounds while each takes half of the pause away, and to post-copy when one does not", () => {
+    assert.equal(decideBy([after(9000, 4000)], hybrid).action, "next round");
+    const { action, reason } = decideBy([after(9000, 5000)], hybrid);
+    assert.equal(action, "go to post-copy");
+    assert.match(reason, /9000 ms is over the limit/);
+  });
+
+  it("switches over as ever once the pause is within the limit, and never gives up", () => {
+    assert.equal(decideBy([after(9000, 100), after(100, 100)], hybrid).action, "switch over");
+    for (let rounds = 1; rounds < 200; rounds++) assert.notEqual(decideBy(Array(rounds).fill(after(9000, 9000)), hybrid).action, "give up");
+  });
+
+  it("goes to post-copy when it is asked to, within the limit or not", () => {
+    for (const expected of [100, 9000])
+      assert.equal(decideBy([after(expected, expected / 10)], hybrid, "go to post-copy").action, "go to post-copy");
   });
 });
 

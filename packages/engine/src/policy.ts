@@ -28,6 +28,8 @@ export type Decision =
   /** It could be switched over, and the operator wants to say when. */
   | { readonly action: "wait"; readonly reason: string }
   | { readonly action: "switch over"; readonly reason: string }
+  /** The guest runs at the target now, and fetches what is missing there. */
+  | { readonly action: "go to post-copy"; readonly reason: string }
   | { readonly action: "give up"; readonly reason: string };
 
 /** Another round has to lower the expected downtime by this much to be worth it, once the limit is met. */
@@ -49,6 +51,7 @@ const SDPS_PERCENT_MAX = 97;
 /** What the policy reads of the parameters; they may have changed since the round before. */
 export type PolicyParameters = Pick<
   MigrationParameters,
+  | "mode"
   | "downtimeLimitMs"
   | "isPauseBeforeSwitchoverOn"
   | "throttle"
@@ -62,14 +65,15 @@ export type PolicyParameters = Pick<
  * Decides after each round, from the history of outlooks (oldest first, never empty) and the parameters. Pure: engine, simulator and tests
  * ask the same function. Being under the limit permits the switch and does not order it: rounds go on while the next is forecast to
  * lower the expected downtime markedly for little more total time.
- * @param isForced the operator's time is up: the guest is paused now, whatever the pause will be.
+ * @param forced the operator's time is up, or word has come: the guest is paused now, whatever the pause will be, or goes to post-copy.
  */
-export function decide(history: readonly RoundOutlook[], parameters: PolicyParameters, isForced = false): Decision {
+export function decide(history: readonly RoundOutlook[], parameters: PolicyParameters, forced?: Forced): Decision {
   const { downtimeLimitMs } = parameters;
   const now = history.at(-1);
   if (now === undefined) return { action: "next round", reason: "nothing known yet" };
   const expected = now.expectedDowntimeMs;
-  if (isForced) return { action: "switch over", reason: `time is up, expected ${expected.toFixed(1)} ms` };
+  if (forced === "switch over") return { action: "switch over", reason: `time is up, expected ${expected.toFixed(1)} ms` };
+  if (forced === "go to post-copy") return { action: "go to post-copy", reason: "asked for" };
   if (expected <= downtimeLimitMs) {
     const gain = expected - now.forecastDowntimeMs;
     const isWorth = gain > Math.max(WORTH_SHARE * expected, WORTH_MS) && now.nextRoundMs <= TOTAL_MS_PER_PAUSE_MS * gain;
@@ -78,6 +82,11 @@ export function decide(history: readonly RoundOutlook[], parameters: PolicyParam
     const action = parameters.isPauseBeforeSwitchoverOn ? "wait" : "switch over";
     return { action, reason: `expected ${expected.toFixed(1)} ms` };
   }
+  if (parameters.mode === "hybrid" && !isShrinking(history))
+    return {
+      action: "go to post-copy",
+      reason: `expected ${expected.toFixed(0)} ms is over the limit, and a round shortens it too little`,
+    };
   // Once it was within the limit, and another round was to make it better: what it was then it can be again.
   const wasWithin = history.some(({ expectedDowntimeMs }) => expectedDowntimeMs <= downtimeLimitMs);
   const isHopeless = isStalled(history, STALLED_ROUNDS) && !wasWithin && !mayThrottleMore(history, parameters);
@@ -86,6 +95,18 @@ export function decide(history: readonly RoundOutlook[], parameters: PolicyParam
   const reason = `expected ${expected.toFixed(0)} ms is over the limit`;
   if (throttlePercent === undefined) return { action: "next round", reason };
   return { action: "next round", reason: `${reason}, throttled to ${throttlePercent} %`, throttlePercent };
+}
+
+/** What ends the rounds, whatever they led to. */
+export type Forced = "switch over" | "go to post-copy";
+
+/** hybrid: a round has to take this much off what is left, else post-copy is sooner there, and sends nothing twice. */
+const SHRINKING_SHARE = 0.5;
+
+/** True if the next round is forecast to leave much less than this one did. */
+function isShrinking(history: readonly RoundOutlook[]): boolean {
+  const now = history.at(-1);
+  return now !== undefined && now.forecastDowntimeMs <= now.expectedDowntimeMs * SHRINKING_SHARE;
 }
 
 /** True if none of the last `rounds` brought a shorter expected downtime than all before them. */

@@ -55,6 +55,16 @@ export interface HandoverPort {
   commit(): Promise<void>;
 }
 
+/** Post-copy: what the target is told before it runs the guest without all of its memory. */
+export interface PostcopyPort {
+  /** The guest's first pages, which devices use: they are at the target before it runs. */
+  readonly devicePages: number;
+  /** The target lets go of its versions of these pages; resolves when it has, and stops whoever touches a missing page. */
+  discard(pages: Bitmap): Promise<void>;
+  /** The same in the pause; PREPARED says that it is done. */
+  tellDiscard(pages: Bitmap): void;
+}
+
 /** Ends every port at once, so that whatever is pending on them rejects soon; tells the target why. Before COMMIT only. */
 export type StopPorts = (reason: MigrationError) => Promise<void>;
 

@@ -12,7 +12,7 @@ const STARTED_AT = 900; // the fake clock begins at 1000
 
 function run(ports: FakePorts, given: () => Partial<MigrationParameters> = () => ({}), isForced = () => false): Promise<RoundLoopResult> {
   const parameters = (): MigrationParameters => ({ ...DEFAULT_PARAMETERS, ...given() });
-  const plan = { pages: PAGES, acceptedAtMs: STARTED_AT, parameters, isForced };
+  const plan = { pages: PAGES, acceptedAtMs: STARTED_AT, parameters, forced: () => (isForced() ? "switch over" : undefined) } as const;
   return preCopy(plan, ports, new Throttling(ports, parameters), (round) => ports.onRound(round));
 }
 
@@ -211,6 +211,18 @@ describe("preCopy", () => {
     const rounds = [[...hot, ...span(100, 100)], span(40, 200), [...hot, ...span(4, 300)], [...hot, 310], hot.slice(0, 5)];
     assert.deepEqual(sent.slice(1), rounds);
     assert.equal(remaining.count(), 0);
+  });
+
+  it("with hold-back on does not pause for held pages that a round would take away, though the limit permits it", async () => {
+    const ports = new FakePorts();
+    ports.pageMs = 10;
+    const hot = span(20);
+    const cooling = [...span(15), ...span(6, 300)]; // 30 pages took 300 ms: a round leaves seven tenths of what it sends
+    ports.finds = [span(400), [...hot, ...span(100, 100)], [...hot, ...span(30, 200)], cooling, [0, 1]];
+    const { remaining } = await run(ports, () => ({ isHoldBackOn: true }));
+    const sent = ports.calls.filter((call) => call.startsWith("sendRound")).map((call) => JSON.parse(call.split(" ")[2]!) as number[]);
+    assert.deepEqual(sent[3], [...hot, ...span(6, 300)], "260 ms would be within the limit");
+    assert.ok(remaining.count() <= 2);
   });
 
   it("sends a round even if nothing is dirty: its acknowledgement measures the fixed part", async () => {

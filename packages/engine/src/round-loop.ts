@@ -5,7 +5,7 @@ import { expectedDowntimeMs } from "./estimate.js";
 import type { FixedParts } from "./estimate.js";
 import { HoldBack } from "./hold-back.js";
 import { decide } from "./policy.js";
-import type { Decision, RoundOutlook } from "./policy.js";
+import type { Decision, Forced, RoundOutlook } from "./policy.js";
 import type { Clock, DirtyPort, GuestPort, LinkPort, Timer } from "./ports.js";
 import { RoundStats } from "./round-stats.js";
 import type { Throttling } from "./throttling.js";
@@ -28,8 +28,8 @@ export interface MigrationPlan {
   /** When the command was accepted, on the ports' clock. */
   readonly acceptedAtMs: number;
   parameters(): MigrationParameters;
-  /** The operator's time is up, and the round under way is to be the last. */
-  isForced(): boolean;
+  /** The round under way is to be the last: the operator's time is up, or word has come. Undefined: it need not be. */
+  forced(): Forced | undefined;
 }
 
 export interface RoundLoopResult {
@@ -37,6 +37,7 @@ export interface RoundLoopResult {
   readonly remaining: Bitmap;
   readonly rounds: number;
   readonly expectedDowntimeMs: number;
+  readonly next: Forced;
 }
 
 /**
@@ -59,7 +60,7 @@ export async function preCopy(
 }
 
 async function sendRounds(
-  { pages, acceptedAtMs, parameters, isForced }: MigrationPlan,
+  { pages, acceptedAtMs, parameters, forced }: MigrationPlan,
   { dirty, link, guest, clock, every, resumeMs }: RoundLoopPorts,
   throttling: Throttling,
   onRound: (round: RoundProgress) => void,
@@ -108,8 +109,19 @@ async function sendRounds(
 
     const parts = { pauseMs: guest.probeMs(), collectMs, roundTripMs: link.roundTripMs(), resumeMs };
     const { normalPages: sentPages } = transfer;
-    history.push({ ...outlook(remainingPages, heldPages, dirtyRate, stats, parts), sentPages, throttlePercent, throttleStepPercent });
-    const decision = decide(history, parameters(), isForced());
+    const rate = dirtyRate;
+    const look = (held: number): RoundOutlook => ({
+      ...outlook(remainingPages, held, rate, stats, parts),
+      ...{ sentPages, throttlePercent, throttleStepPercent },
+    });
+    history.push(look(heldPages));
+    let decision = decide(history, parameters(), forced());
+    if (decision.action === "switch over" && heldPages > 0 && forced() === undefined) {
+      // The pause is not to be longer for what was held: a round may take that away first.
+      holdBack?.release(bitmap);
+      history.splice(-1, 1, look(0));
+      decision = decide(history, parameters());
+    }
     if (decision.action === "next round" && decision.throttlePercent !== undefined) {
       throttleStepPercent = decision.throttlePercent;
       throttling.converge(throttleStepPercent);
@@ -135,11 +147,13 @@ async function sendRounds(
       verdict: verdict(history, parameters(), decision.action === "give up"),
     });
     if (decision.action === "give up") throw new MigrationError("ERR_NOT_CONVERGING", `After ${round} rounds: ${decision.reason}`);
-    if (decision.action === "switch over") holdBack?.release(bitmap);
-    if (decision.action === "switch over") return { remaining: bitmap, rounds: round, expectedDowntimeMs: expected };
+    if (decision.action === "switch over" || decision.action === "go to post-copy") {
+      holdBack?.release(bitmap);
+      return { remaining: bitmap, rounds: round, expectedDowntimeMs: expected, next: decision.action };
+    }
     if (decision.action !== "wait") continue;
     history.length = 0; // however long it waits, that is no lack of progress
-    await rest(every, () => isForced() || !parameters().isPauseBeforeSwitchoverOn);
+    await rest(every, () => forced() !== undefined || !parameters().isPauseBeforeSwitchoverOn);
   }
 }
 

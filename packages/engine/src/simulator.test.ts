@@ -48,6 +48,28 @@ describe("simulate", () => {
     assert.match(failure.message, /dirtying .* sending 9\d\d Mbit\/s/);
   });
 
+  it("hybrid ends whatever the guest does, within a pass and a half of the link, and the guest waits meanwhile", async () => {
+    const { failure, totalMs, downtimeMs, fetched, lostShare } = await simulate(writer(4), GBIT, { mode: "hybrid" });
+    const passMs = (GIB_PAGES / PAGES_PER_SECOND) * 1000;
+    assert.equal(failure, undefined);
+    assert.ok(totalMs < 2 * passMs, `${totalMs} of ${passMs} ms`);
+    assert.ok(downtimeMs < 10 && lostShare === 0);
+    assert.ok(fetched !== undefined && fetched.blockedMs > 0 && fetched.blockedMs < fetched.ms);
+  });
+
+  it("postcopy sends every page once, and takes what its bytes take", async () => {
+    const { bytes, totalMs, rounds } = await simulate(writer(4), GBIT, { mode: "postcopy" });
+    assert.equal(rounds.length, 0);
+    assert.equal(bytes, GIB_PAGES * TYPICAL_COSTS.wireBytesPerPage);
+    assert.ok(Math.abs(totalMs - (bytes / GBIT.bytesPerSecond) * 1000) < 20, `${totalMs} ms`);
+  });
+
+  it("hybrid with a guest that can be followed is plain pre-copy", async () => {
+    const { failure, ...hybrid } = await simulate(writer(0.25), GBIT, { mode: "hybrid" });
+    assert.deepEqual([hybrid.fetched, hybrid.totalMs], [undefined, (await simulate(writer(0.25), GBIT)).totalMs]);
+    assert.equal(failure, undefined);
+  });
+
   it("it converges with auto-converge, and with sdps in less time and with less of the guest's time withheld in all", async () => {
     const steps = await simulate(writer(4), GBIT, { throttle: "auto-converge" });
     const sdps = await simulate(writer(4), GBIT, { throttle: "sdps" });

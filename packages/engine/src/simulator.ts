@@ -1,7 +1,9 @@
 import { Bitmap } from "@precopy/guest";
 import type { VcpuActivity } from "@precopy/guest";
-import { MigrationError, PAGE_BYTES, fillParameters } from "@precopy/protocol";
+import { MigrationError, PAGE_BYTES, fillParameters, hasRounds } from "@precopy/protocol";
 import type { DowntimeBreakdown, MigrationParameters, RoundProgress } from "@precopy/protocol";
+import { fetchModel } from "./fetch-model.js";
+import type { Fetched } from "./fetch-model.js";
 import type { GuestPort, LinkPort, RoundTransfer, Timer } from "./ports.js";
 import { preCopy } from "./round-loop.js";
 import type { RoundLoopPorts } from "./round-loop.js";
@@ -40,6 +42,8 @@ export interface ModelCosts {
   /** From the last page to PREPARED, and from COMMIT to ACTIVE. */
   readonly prepareMs: number;
   readonly commitMs: number;
+  /** Post-copy: from a vCPU's stop at a missing page to the page's being there, beside a round trip. */
+  readonly faultMs: number;
   /** On the wire for each page, its share of headers included. */
   readonly wireBytesPerPage: number;
 }
@@ -54,6 +58,7 @@ export const TYPICAL_COSTS: ModelCosts = {
   roundMs: 0.6,
   prepareMs: 1,
   commitMs: 1.5,
+  faultMs: 0.1,
   wireBytesPerPage: PAGE_BYTES + 8,
 };
 
@@ -70,6 +75,8 @@ export interface Simulated {
   /** Its parts; undefined if it failed. */
   readonly breakdown: DowntimeBreakdown | undefined;
   readonly bytes: number;
+  /** What post-copy comes to; undefined without it. Its bytes are among those above, and its time is part of the total. */
+  readonly fetched: Fetched | undefined;
   /** Share of its time that the guest lost to throttling before the pause, 0 to 1. */
   readonly lostShare: number;
 }
@@ -240,7 +247,8 @@ export async function simulate(
   const throttled = { clock: ports.clock, every: world.every, link: simulatedLink, guest: model.port };
   const { timeoutMs, timeoutAction } = parameters;
   const isTimeUp = (): boolean => timeoutMs > 0 && world.nowMs >= timeoutMs;
-  const isForced = (): boolean => timeoutAction === "force" && isTimeUp();
+  const forced = (): "switch over" | undefined => (timeoutAction === "force" && isTimeUp() ? "switch over" : undefined);
+  let fetched: Fetched | undefined;
   const done = (failure: MigrationError | undefined, breakdown?: DowntimeBreakdown): Simulated => ({
     isSimulated: true,
     failure,
@@ -249,27 +257,47 @@ export async function simulate(
     downtimeMs: breakdown === undefined ? 0 : Object.values(breakdown).reduce((sum, ms) => sum + ms, 0),
     breakdown,
     bytes,
+    fetched,
     lostShare: model.lostShare,
   });
   try {
     world.pass(costs.setupMs);
-    const isLive = parameters.mode === "precopy";
-    const plan = { pages: guest.pages, acceptedAtMs: 0, parameters: () => parameters, isForced };
+    const isLive = hasRounds(parameters);
+    const plan = { pages: guest.pages, acceptedAtMs: 0, parameters: () => parameters, forced };
     const rounded = isLive
       ? await preCopy(plan, ports, new Throttling(throttled, () => parameters), (round) => {
           rounds.push(round);
-          if (isTimeUp() && !isForced()) throw new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`);
+          if (isTimeUp() && forced() === undefined) throw new MigrationError("ERR_TIMEOUT", `Not done within ${timeoutMs} ms`);
         })
       : undefined;
     const remaining = rounded?.remaining ?? new Bitmap(guest.pages);
+    const isSplit = parameters.mode === "postcopy" || rounded?.next === "go to post-copy";
+    if (isSplit) {
+      if (!isLive) list(remaining);
+      world.pass(costs.roundMs + link.roundTripMs); // the target is told, and lets go of what is old
+    }
     world.pass(costs.pauseMs);
     model.pause();
-    const collectMs = isLive ? collect(remaining) : list(remaining);
-    const { ms } = send(remaining, link.bytesPerSecond);
+    const collectMs = isLive || isSplit ? collect(remaining) : list(remaining);
+    const { ms } = send(isSplit ? new Bitmap(guest.pages) : remaining, link.bytesPerSecond);
     const endMs = costs.roundMs + link.roundTripMs / 2; // of `ms`: the last page was handed over before
     const prepareMs = costs.prepareMs + link.roundTripMs;
     const commitMs = costs.commitMs + link.roundTripMs + costs.resumeMs;
     world.pass(prepareMs + commitMs);
+    if (isSplit) {
+      const { maxPostcopyBandwidthBytesPerSecond: limit } = parameters;
+      const bytesPerMs = (limit === 0 ? link.bytesPerSecond : Math.min(limit, link.bytesPerSecond)) / 1000;
+      const missingPages = remaining.count();
+      fetched = fetchModel({
+        missingPages,
+        populatedPages: guest.populatedPages,
+        vcpus: guest.vcpus,
+        pagesPerMs: bytesPerMs / costs.wireBytesPerPage,
+        faultMs: costs.faultMs + link.roundTripMs,
+      });
+      bytes += missingPages * costs.wireBytesPerPage;
+      world.pass(fetched.ms);
+    }
     return done(undefined, {
       pause: costs.pauseMs,
       collect: collectMs,

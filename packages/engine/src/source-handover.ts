@@ -1,4 +1,4 @@
-import { sourceMayAbort, stepSource } from "@precopy/protocol";
+import { isServing, sourceMayAbort, stepSource } from "@precopy/protocol";
 import type { Decision, HandoverEffect, MigrationError, SourceEvent, SourcePhase, SourceState } from "@precopy/protocol";
 
 export interface HandoverRecord {
@@ -52,7 +52,12 @@ export class SourceHandover {
 
   /** Nothing but an end of the process changes it any more. */
   get isOver(): boolean {
+    return !this.isOpen && !isServing(this.#state.phase);
+  }
+
+  /** Nobody knows yet who will own the guest in the end. */
+  get isOpen(): boolean {
     const { phase } = this.#state;
-    return phase !== "setup" && phase !== "active" && phase !== "device" && phase !== "committing" && phase !== "in-doubt";
+    return phase === "setup" || phase === "active" || phase === "device" || phase === "committing" || phase === "in-doubt";
   }
 }

@@ -1,6 +1,6 @@
-import type { Bitmap } from "@precopy/guest";
+import { Bitmap } from "@precopy/guest";
 import type { DowntimeBreakdown } from "@precopy/protocol";
-import type { Clock, DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort, RoundTransfer } from "./ports.js";
+import type { Clock, DirtyPort, FinalState, GuestPort, HandoverPort, LinkPort, PostcopyPort, RoundTransfer } from "./ports.js";
 
 export interface SwitchoverPorts {
   readonly dirty: DirtyPort;
@@ -8,6 +8,10 @@ export interface SwitchoverPorts {
   readonly guest: GuestPort;
   readonly handover: HandoverPort;
   readonly clock: Clock;
+}
+
+export interface SplitPorts extends SwitchoverPorts {
+  readonly postcopy: PostcopyPort;
 }
 
 export interface Prepared {
@@ -47,6 +51,83 @@ export async function pauseAndPrepare(
     preparedAtMs,
     last,
     lastPages,
+    breakdown: {
+      pause: pausedAt - askedAt,
+      collect: collectedAt - pausedAt,
+      transfer: sentAt - collectedAt,
+      prepare: preparedAtMs - sentAt,
+    },
+  };
+}
+
+/** Written since the last collection, few enough to be let go of in the pause: 0.7 us each. */
+const FEW_PAGES = 1000;
+const DISCARDS_MAX = 5;
+
+function devicePagesOf(pages: number, { devicePages }: PostcopyPort): Bitmap {
+  const bitmap = new Bitmap(pages);
+  if (devicePages > 0) bitmap.setRun(0, devicePages);
+  return bitmap;
+}
+
+/** What the target will miss, while the guest still runs here. */
+export interface Split {
+  /** Everything of which the target does not hold the last version. */
+  readonly missing: Bitmap;
+  /** Of these, what it was not told of yet. */
+  readonly untold: Bitmap;
+}
+
+/**
+ * Post-copy, before the pause: tells the target what it will miss, again and again while that takes pages along that were written meanwhile, so
+ * that little is left to be told in the pause.
+ * @param missing collected, and not at the target as it is now; becomes all that is missing.
+ */
+export async function announceMissing(missing: Bitmap, { dirty, postcopy }: Pick<SplitPorts, "dirty" | "postcopy">): Promise<Split> {
+  missing.join(devicePagesOf(missing.pages, postcopy));
+  let told = missing;
+  for (let tries = 1; ; tries++) {
+    await postcopy.discard(told);
+    const written = new Bitmap(missing.pages);
+    await dirty.collect(written);
+    written.remove(missing);
+    missing.join(written);
+    if (written.count() <= FEW_PAGES || tries === DISCARDS_MAX) return { missing, untold: written };
+    told = written;
+  }
+}
+
+/**
+ * Up to PREPARED, as `pauseAndPrepare`; but what is sent in the pause is what devices use, and the target learns which pages are missing.
+ * @returns also the pages that the target still lacks then, to be served once it runs the guest.
+ */
+export async function pauseAndSplit(
+  { missing, untold }: Split,
+  round: number,
+  { dirty, link, guest, handover, clock, postcopy }: SplitPorts,
+): Promise<Prepared & { readonly missing: Bitmap }> {
+  const askedAt = clock();
+  const state = await guest.pause();
+  const pausedAt = clock();
+  const written = new Bitmap(missing.pages);
+  await dirty.collect(written);
+  written.remove(missing);
+  missing.join(written);
+  untold.join(written);
+  const collectedAt = clock();
+  const devices = devicePagesOf(missing.pages, postcopy);
+  missing.remove(devices);
+  postcopy.tellDiscard(untold);
+  const [last] = await Promise.all([link.sendLast(round, devices), tell(handover, { round, guest: state })]);
+  const sentAt = clock();
+  await handover.prepare();
+  const preparedAtMs = clock();
+  return {
+    pausedAtMs: askedAt,
+    preparedAtMs,
+    last,
+    lastPages: last.normalPages + last.zeroPages,
+    missing,
     breakdown: {
       pause: pausedAt - askedAt,
       collect: collectedAt - pausedAt,

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { Worker } from "node:worker_threads";
 import { STRIPE_PAGES, laneOfPage } from "@precopy/protocol";
 import fc from "fast-check";
 import { Bitmap } from "./bitmap.js";
@@ -152,5 +153,74 @@ describe("Bitmap", () => {
     same.setRun(99, 1);
     assert.equal(bitmap.has(99), true);
     for (const words of [3, 5]) assert.throws(() => new Bitmap(100, new Uint32Array(words)), { code: "ERR_INTERNAL" });
+  });
+});
+
+/** Changes every other page of word 1, over and over, until it is told to stop; counts how often, and how often they were not as it had left them. */
+const HOSTILE = `
+  const { words, control } = require("node:worker_threads").workerData;
+  let left = 0;
+  while (Atomics.load(control, 0) === 0) {
+    if ((Atomics.xor(words, 1, 0xaaaaaaaa) & 0xaaaaaaaa) !== left) Atomics.add(control, 2, 1);
+    left ^= 0xaaaaaaaa;
+    Atomics.add(control, 1, 1);
+  }
+  if ((words[1] & 0xaaaaaaaa) !== left) Atomics.add(control, 2, 1);`;
+const OURS = 0x55555555;
+
+/** Plays against a second thread that changes the other pages of the same word. @returns how often that found its own pages changed by us */
+async function lostAgainst(turn: (bitmap: Bitmap) => void): Promise<number> {
+  const bitmap = new Bitmap(96);
+  const control = new Int32Array(new SharedArrayBuffer(12));
+  const hostile = new Worker(HOSTILE, { eval: true, workerData: { words: bitmap.words, control } });
+  try {
+    while (Atomics.load(control, 1) === 0) await new Promise(setImmediate);
+    for (let turns = 0; turns < 300_000; turns++) turn(bitmap); // without a pause: both are at that word all the time
+  } finally {
+    Atomics.store(control, 0, 1);
+    await new Promise((resolve) => hostile.once("exit", resolve));
+  }
+  return Atomics.load(control, 2);
+}
+
+describe("Bitmap under several threads", () => {
+  it("setRunShared and clearRunShared make of any bitmap what sets of pages say, at every edge of a word", () =>
+    fc.assert(
+      fc.property(
+        filled,
+        fc.array(fc.tuple(fc.boolean(), fc.nat(), fc.oneof(fc.integer({ min: 1, max: 5 }), fc.nat(200))), { maxLength: 12 }),
+        ({ bitmap, model }, changes) => {
+          for (const [isSet, at, wanted] of changes) {
+            const first = at % bitmap.pages;
+            const count = Math.min(wanted, bitmap.pages - first);
+            if (isSet) bitmap.setRunShared(first, count);
+            else bitmap.clearRunShared(first, count);
+            for (let page = first; page < first + count; page++) model[isSet ? "add" : "delete"](page);
+          }
+          assert.deepEqual(pagesOf(runsOf(bitmap)), sorted(model));
+        },
+      ),
+      { numRuns: 300 },
+    ));
+
+  it("lose no page of their own and none of another thread's that changes pages of the same word all the while", {
+    timeout: 60_000,
+  }, async () => {
+    const lost = await lostAgainst((bitmap) => {
+      for (let page = 32; page < 64; page += 2) bitmap.setRunShared(page, 1);
+      if ((bitmap.words[1]! & OURS) !== OURS) assert.fail("a page that was set is gone");
+      for (let page = 32; page < 64; page += 2) bitmap.clearRunShared(page, 1);
+      if ((bitmap.words[1]! & OURS) !== 0) assert.fail("a page that was cleared is back");
+    });
+    assert.equal(lost, 0);
+  });
+
+  it("setRun does lose some, so the test above can fail", { timeout: 60_000 }, async (context) => {
+    let lost = 0;
+    for (let games = 0; lost === 0 && games < 20; games++)
+      lost = await lostAgainst((bitmap) => {
+        for (let page = 32; page < 64; page += 2) bitmap.setRun(page, 1);
+      });
+    if (lost === 0) context.skip("the two threads never met: one processor?");
   });
 });

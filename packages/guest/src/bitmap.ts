@@ -54,6 +54,15 @@ export class Bitmap {
     this.words.fill(0);
   }
 
+  /** As `setRun`, while other threads change pages of the same words by this or by `clearRunShared`. */
+  setRunShared(firstPage: number, pages: number): void {
+    for (let page = firstPage; page < firstPage + pages; page++) Atomics.or(this.words, page >>> 5, 1 << (page & 31));
+  }
+
+  clearRunShared(firstPage: number, pages: number): void {
+    for (let page = firstPage; page < firstPage + pages; page++) Atomics.and(this.words, page >>> 5, ~(1 << (page & 31)));
+  }
+
   /** These become the other's pages. */
   copy(other: Bitmap): void {
     this.words.set(other.words);

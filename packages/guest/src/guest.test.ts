@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { FaultReader, PagePlacing, Poll, addressOf } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { GuestManifest } from "@precopy/protocol";
 import { hostNowMs } from "./clock.js";
@@ -12,6 +13,7 @@ import { Guest, layOutGuest } from "./guest.js";
 import type { GuestHost, GuestState, VcpuOrder } from "./guest.js";
 import { SegmentPool } from "./guest-memory.js";
 import { MemoryService } from "./memory-service.js";
+import { whyNoMissingPages } from "./missing-pages.js";
 import { NIC_BYTES } from "./nic-ring.js";
 import { VcpuThreads } from "./vcpu.js";
 import { WorkloadCatalogue } from "./workload.js";
@@ -341,6 +343,94 @@ describe("Guest", () => {
       },
       { segments: new SegmentPool() },
     ));
+});
+
+describe("a guest of which some memory is missing", { skip: whyNoMissingPages() ?? false, timeout: 300_000 }, () => {
+  /** Waits until so many threads stand at missing pages; each is told of once. */
+  async function stopped(descriptor: number, threads: number): Promise<{ address: number; thread: number }[]> {
+    const poll = new Poll([descriptor]);
+    const reader = new FaultReader(descriptor);
+    const found: { address: number; thread: number }[] = [];
+    await until(`${threads} stop`, () => {
+      if (poll.wait(0)) reader.read((address, thread) => found.push({ address, thread }));
+      return found.length >= threads;
+    });
+    return found;
+  }
+  const isIn = (guest: Guest, address: number): boolean =>
+    address >= guest.memory.addressOf(0) && address < guest.memory.addressOf(0) + guest.memory.bytes;
+
+  it("is whole until it listens, and again when it is let go", () =>
+    withHost(async ({ make }) => {
+      const guest = await make([IDLE]);
+      assert.equal(guest.isWhole, true);
+      assert.equal(guest.missing, guest.missing, "one for all who ask");
+      assert.equal(guest.isWhole, true, "asked for, and nobody listens");
+      guest.missing.listen();
+      assert.equal(guest.isWhole, false);
+      guest.missing.close();
+      assert.equal(guest.isWhole, true);
+    }));
+
+  it("stops each vCPU at the page it needs, by the number of its thread, and lets it run on when that is placed", () =>
+    withHost(async ({ make }) => {
+      const guest = await make([{ workload: "sequential-writer", options: { rate: 1000 } }]);
+      const placing = new PagePlacing(guest.missing.listen());
+      await guest.boot();
+      await guest.run(1, false);
+      const from = Buffer.alloc(PAGE_BYTES, 0xaa);
+      const touched = new Set<number>();
+      for (let pages = 0; pages < 20; pages++) {
+        const [fault] = await stopped(guest.missing.listen(), 1);
+        assert.ok(fault !== undefined && isIn(guest, fault.address));
+        assert.deepEqual([fault.thread], guest.threads);
+        assert.ok(!touched.has(fault.address), "it stopped at a page that is there");
+        touched.add(fault.address);
+        assert.equal(placing.copy(fault.address, Number(addressOf(from)), PAGE_BYTES), PAGE_BYTES);
+      }
+    }));
+
+  for (const [what, vcpus, waiting] of [
+    ["one vCPU waits at a missing page", [WRITER], 1],
+    ["all its vCPUs wait", [WRITER, WRITER, WRITER], 3],
+    ["one of them waits and others run", [IDLE, WRITER, IDLE], 1],
+    ["nobody waits", [IDLE], 0],
+  ] as const)
+    it(`can be destroyed while ${what}: its threads end, its memory is free for the next guest, and it is no failure`, () =>
+      withHost(
+        async ({ make }) => {
+          const guest = await make(vcpus);
+          const failures: MigrationError[] = [];
+          guest.onFailure = (error) => failures.push(error);
+          const descriptor = guest.missing.listen();
+          await guest.boot();
+          await guest.run(1, false);
+          const faults = await stopped(descriptor, waiting);
+          assert.equal(new Set(faults.map(({ thread }) => thread)).size, waiting);
+          assert.ok(faults.every(({ thread, address }) => guest.threads.includes(thread) && isIn(guest, address)));
+          await guest.destroy();
+          assert.equal(guest.missing.isListening, false);
+          assert.ok(imageOf(guest).every((byte) => byte === 0)); // stops this thread for ever if it is missing still
+          assert.deepEqual(failures, []);
+          const next = await make([WRITER]);
+          assert.equal(next.memory.segments[0], guest.memory.segments[0]);
+          await next.boot();
+          await next.run(1, false);
+          await until("the next guest runs there", isChangedSince(next, Buffer.alloc(4 * MIB)));
+        },
+        { segments: new SegmentPool() },
+      ));
+
+  it("can be destroyed before it runs, and if its memory was let go already", () =>
+    withHost(async ({ make }) => {
+      for (const isLetGo of [false, true]) {
+        const guest = await make([WRITER]);
+        guest.missing.listen();
+        if (isLetGo) guest.missing.close();
+        await guest.destroy();
+        assert.equal(guest.isWhole, true);
+      }
+    }));
 });
 
 describe("a workload that fails", () => {

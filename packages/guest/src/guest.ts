@@ -9,6 +9,7 @@ import { GuestMemory } from "./guest-memory.js";
 import type { SegmentPool } from "./guest-memory.js";
 import { MemoryAccess } from "./memory-access.js";
 import type { MemoryService } from "./memory-service.js";
+import { MissingPages } from "./missing-pages.js";
 import type { HashTable } from "./page-hashes.js";
 import { NIC_BYTES } from "./nic-ring.js";
 import type { VcpuRegisters } from "./vcpu-thread.js";
@@ -96,6 +97,7 @@ export class Guest {
   #devices: readonly Device[] = [];
   #hashes: HashTable | undefined;
   #arrived: Uint32Array | undefined;
+  #missing: MissingPages | undefined;
   /** Somebody let it run, and nobody paused it since. */
   #mayRun = false;
   #isHeld = false;
@@ -192,6 +194,27 @@ export class Guest {
     if (this.barrier !== undefined) return this.barrier.populated;
     this.#arrived ??= this.#host.segments.takeWords(Math.ceil(this.memory.pages / 32));
     return this.#arrived;
+  }
+
+  /** For a guest that may run before all of its memory is here; asked for before any page is. */
+  get missing(): MissingPages {
+    this.#missing ??= new MissingPages(this.memory);
+    return this.#missing;
+  }
+
+  /** False while some of its memory may be elsewhere. */
+  get isWhole(): boolean {
+    return this.#missing?.isListening !== true;
+  }
+
+  /** Its first pages, which devices use from outside. */
+  get devicePages(): number {
+    return this.manifest.devices.length > 0 ? NIC_BYTES / PAGE_BYTES : 0;
+  }
+
+  /** The vCPUs' threads, by their numbers for the system. */
+  get threads(): number[] {
+    return this.#vcpus.flatMap(({ threadId }) => threadId ?? []);
   }
 
   /** True if some program writes past the accessor, which only the mmu dirty log sees. */
@@ -292,7 +315,12 @@ export class Guest {
   /** Ends it: threads first, then its pages, then its segments go back for the next guest. */
   async destroy(): Promise<void> {
     for (const device of this.#devices) device.close();
-    await Promise.all(this.#vcpus.map((vcpu) => vcpu.end()));
+    let running = this.#vcpus.length;
+    // One that waits for a missing page goes on when nobody holds it there any more: on a page of zeros, and not further than to its end.
+    const onTold = (): void => {
+      if (--running === 0) this.#missing?.close();
+    };
+    await Promise.all(this.#vcpus.map((vcpu) => vcpu.end(onTold)));
     await this.#host.memory.stop();
     await this.#host.memory.free();
     await this.#host.memory.detach();

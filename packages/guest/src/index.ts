@@ -15,6 +15,7 @@ export * from "./journal.js";
 export * from "./ledger-frames.js";
 export * from "./memory-access.js";
 export * from "./memory-service.js";
+export * from "./missing-pages.js";
 export * from "./nic.js";
 export * from "./nic-ring.js";
 export * from "./nic-udp.js";

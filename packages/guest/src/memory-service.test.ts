@@ -169,6 +169,107 @@ for (const kind of ["barrier", "mmu"] as const)
   });
 
 describe("MemoryService", () => {
+  /** Some pages of data, hashed as whoever stored them would have. */
+  const fill = (memory: GuestMemory, access: MemoryAccess, pages: readonly number[]): ReturnType<typeof allocateHashTable> => {
+    const table = allocateHashTable(memory.pages);
+    const hashes = new PageHashes(memory, table);
+    for (const page of pages) {
+      access.fill(page * PAGE_BYTES, PAGE_BYTES, (page % 250) + 1);
+      hashes.renew(page, 1);
+    }
+    return table;
+  };
+  const PAGES = [0, 3, 4, 5, 511, 512, 700, 1023];
+  const bitmapOf = (memory: GuestMemory, pages: readonly number[]): Bitmap => {
+    const bitmap = new Bitmap(memory.pages);
+    for (const page of pages) bitmap.setRun(page, 1);
+    return bitmap;
+  };
+
+  it("digest() of a frozen image is that of its hashes if all was stored as it is, and another after any byte changed", () =>
+    withService("barrier", 4 * MIB, async ({ service, memory, access }) => {
+      const table = fill(memory, access, PAGES);
+      const told = await service.digestOfHashes(table);
+      const scratch = allocateHashTable(memory.pages).fill(0xdeadbeef); // overwritten, whatever it held
+      assert.equal(await service.digest(scratch), told);
+      assert.deepEqual(scratch, table);
+      assert.equal(told, new PageHashes(memory, table).digestOfTable());
+      for (const at of [0, 512 * PAGE_BYTES + 77, 1024 * PAGE_BYTES - 1, 600 * PAGE_BYTES]) {
+        memory.views[0]![at]! ^= 1; // the last one is a page of zeros so far
+        assert.notEqual(await service.digest(scratch), told, `byte ${at}`);
+        memory.views[0]![at]! ^= 1;
+        assert.equal(await service.digest(scratch), told, `byte ${at} as it was`);
+      }
+      assert.equal(await service.digestOfHashes(table), told, "the table is the caller's");
+    }));
+
+  it("digests are 0 for an image of zeros, touched or not", () =>
+    withService("barrier", MIB, async ({ service, memory }) => {
+      const table = allocateHashTable(memory.pages);
+      assert.equal(await service.digest(table), 0n);
+      memory.views[0]![5 * PAGE_BYTES] = 0;
+      void memory.views[0]![6 * PAGE_BYTES];
+      assert.equal(await service.digest(table), 0n);
+      assert.equal(await service.digestOfHashes(table), 0n);
+    }));
+
+  it(
+    "discard() lets go of these pages and their hashes, and of no others: they read zero, hold no memory, and are in no digest",
+    { skip: KINDS.mmu },
+    () =>
+      withService("mmu", 4 * MIB, async ({ service, memory, access, pagesOf }) => {
+        const table = fill(memory, access, PAGES);
+        const [gone, kept] = [
+          [3, 5, 512, 1023],
+          [0, 4, 511, 700],
+        ];
+        assert.deepEqual(await pagesOf((into) => service.list(into)), PAGES);
+        await service.discard(bitmapOf(memory, [...gone, 900]), table); // 900 holds nothing anyway
+        assert.deepEqual(await pagesOf((into) => service.list(into)), kept);
+        for (const page of gone) {
+          assert.ok(
+            memory.view(page, 1).every((byte) => byte === 0),
+            `page ${page}`,
+          );
+          assert.deepEqual([table[2 * page], table[2 * page + 1]], [0, 0], `hash of page ${page}`);
+        }
+        for (const page of kept)
+          assert.ok(
+            memory.view(page, 1).every((byte) => byte === (page % 250) + 1),
+            `page ${page}`,
+          );
+        const expected = await service.digestOfHashes(fill(memory, access, kept));
+        assert.equal(await service.digestOfHashes(table), expected);
+        assert.equal(await service.digest(allocateHashTable(memory.pages)), expected);
+        assert.equal((await service.audit(table)).mismatched, 0);
+      }),
+  );
+
+  it("discard() takes thousands of scattered pages, whole stripes, no page at all, and a guest without hashes", { skip: KINDS.mmu }, () =>
+    withService("mmu", 16 * MIB, async ({ service, memory, access, pagesOf }) => {
+      const everyOther = Array.from({ length: memory.pages / 2 }, (_, at) => 2 * at);
+      access.fill(0, memory.bytes, 7);
+      const table = allocateHashTable(memory.pages).fill(9);
+      await service.discard(bitmapOf(memory, []), table);
+      assert.equal((await pagesOf((into) => service.list(into))).length, memory.pages);
+      assert.ok(table.every((word) => word === 9));
+      await service.discard(bitmapOf(memory, everyOther), table);
+      assert.deepEqual(
+        await pagesOf((into) => service.list(into)),
+        everyOther.map((page) => page + 1),
+      );
+      assert.ok(table.every((word, at) => word === (Math.floor(at / 2) % 2 === 0 ? 0 : 9)));
+      const whole = new Bitmap(memory.pages);
+      whole.setRun(0, memory.pages);
+      await service.discard(whole, undefined);
+      assert.deepEqual(await pagesOf((into) => service.list(into)), []);
+      assert.ok(
+        table.some((word) => word === 9),
+        "a table that was not given",
+      );
+    }),
+  );
+
   it("free() makes all pages read zero, and gives their memory back to the system", () =>
     withService("barrier", 128 * MIB, async ({ service, memory, access }) => {
       const residentBytes = (): number | undefined =>
@@ -191,7 +292,15 @@ describe("MemoryService", () => {
   it("refuses every call without a guest with ERR_NO_GUEST, but for detach", async () => {
     const service = new MemoryService();
     try {
-      for (const call of [service.start(new Bitmap(1)), service.stop(), service.free(), service.audit(allocateHashTable(1))])
+      for (const call of [
+        service.start(new Bitmap(1)),
+        service.stop(),
+        service.free(),
+        service.audit(allocateHashTable(1)),
+        service.digest(allocateHashTable(1)),
+        service.digestOfHashes(allocateHashTable(1)),
+        service.discard(new Bitmap(1), undefined),
+      ])
         await assert.rejects(call, { code: "ERR_NO_GUEST" });
       await service.detach();
     } finally {

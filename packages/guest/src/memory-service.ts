@@ -83,6 +83,27 @@ export class MemoryService {
     return audit;
   }
 
+  /** The digest of the frozen image as it is. The table is overwritten. */
+  async digest(hashes: HashTable): Promise<bigint> {
+    return this.#digested({ task: "digest", hashes });
+  }
+
+  /** The digest of an image by the hashes of its pages, which were renewed as they were stored. */
+  async digestOfHashes(hashes: HashTable): Promise<bigint> {
+    return this.#digested({ task: "digest-of-hashes", hashes });
+  }
+
+  async #digested(task: MemoryTask): Promise<bigint> {
+    const { digest } = await this.#perform(task);
+    if (digest === undefined) throw new MigrationError("ERR_INTERNAL", "No digest was made");
+    return digest;
+  }
+
+  /** Lets go of these pages, whatever they hold, and of their hashes; nobody may be storing on them. */
+  async discard(pages: Bitmap, hashes: HashTable | undefined): Promise<void> {
+    await this.#perform({ task: "discard", pages: pages.words, hashes });
+  }
+
   /** Gives the guest's pages back to the system. Nobody may run on them any more. */
   async free(): Promise<void> {
     await this.#perform({ task: "free" });

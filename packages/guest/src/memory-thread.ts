@@ -1,5 +1,5 @@
 import { parentPort } from "node:worker_threads";
-import { PagemapScanner, adviseHugePages, freePages, isLinuxAvailable, trimHeap } from "@precopy/linux";
+import { PIECES_MAX, PagemapScanner, Pieces, adviseHugePages, freePages, freePieces, isLinuxAvailable, trimHeap } from "@precopy/linux";
 import { MigrationError, PAGE_BYTES } from "@precopy/protocol";
 import type { AuditResult, ErrorCode } from "@precopy/protocol";
 import { Bitmap } from "./bitmap.js";
@@ -27,10 +27,17 @@ export type MemoryTask =
   | { readonly task: "start" | "collect" | "peek" | "list" | "look"; readonly into: Uint32Array }
   | { readonly task: "watch"; readonly pages: Uint32Array }
   | { readonly task: "stop" | "unwatch" | "free" | "detach" }
-  | { readonly task: "audit"; readonly hashes: HashTable };
+  | { readonly task: "audit" | "digest" | "digest-of-hashes"; readonly hashes: HashTable }
+  | { readonly task: "discard"; readonly pages: Uint32Array; readonly hashes: HashTable | undefined };
 export type MemoryRequest = MemoryTask & { readonly id: number };
 export type MemoryReply =
-  | { readonly id: number; readonly ok: true; readonly ms: number; readonly audit: AuditResult | undefined }
+  | {
+      readonly id: number;
+      readonly ok: true;
+      readonly ms: number;
+      readonly audit: AuditResult | undefined;
+      readonly digest: bigint | undefined;
+    }
   | { readonly id: number; readonly ok: false; readonly code: ErrorCode; readonly message: string };
 
 const port = parentPort;
@@ -91,7 +98,34 @@ function audit(guest: GuestMemory, table: HashTable): AuditResult {
   return { pages: populated.count(), mismatched, ms: performance.now() - started };
 }
 
-function perform(request: MemoryTask): AuditResult | undefined {
+/** What the frozen image holds, whatever was sent of it. The table is overwritten. */
+function digest(guest: GuestMemory, table: HashTable): bigint {
+  const hashes = new PageHashes(guest, table.fill(0));
+  const populated = new Bitmap(guest.pages);
+  listPopulated(guest, populated);
+  populated.forEachRun((first, pages) => {
+    for (let page = first; page < first + pages; page++) if (!hashes.isZeroPage(page)) hashes.renew(page, 1);
+  });
+  return hashes.digest();
+}
+
+/** Gives back what is here of these pages, and forgets their hashes. */
+function discard(guest: GuestMemory, pages: Bitmap, table: HashTable | undefined): void {
+  const pieces = new Pieces(PIECES_MAX);
+  let count = 0;
+  const free = (): void => {
+    freePieces(pieces, count);
+    count = 0;
+  };
+  pages.forEachRun((first, run) => {
+    pieces.set(count++, guest.addressOf(first), run * PAGE_BYTES); // of one stripe, and so of one segment
+    if (count === PIECES_MAX) free();
+    table?.fill(0, 2 * first, 2 * (first + run));
+  });
+  free();
+}
+
+function perform(request: MemoryTask): AuditResult | bigint | undefined {
   switch (request.task) {
     case "attach": {
       if (memory !== undefined) throw new MigrationError("ERR_INTERNAL", "The memory of another guest is attached");
@@ -145,6 +179,13 @@ function perform(request: MemoryTask): AuditResult | undefined {
       return undefined;
     case "audit":
       return audit(attached().memory, request.hashes);
+    case "digest":
+      return digest(attached().memory, request.hashes);
+    case "digest-of-hashes":
+      return new PageHashes(attached().memory, request.hashes).digestOfTable();
+    case "discard":
+      discard(attached().memory, new Bitmap(attached().memory.pages, request.pages), request.hashes);
+      return undefined;
   }
 }
 
@@ -153,11 +194,12 @@ port.on("message", (request: MemoryRequest) => {
   let reply: MemoryReply;
   try {
     const result = perform(request);
-    reply = { id: request.id, ok: true, ms: performance.now() - started, audit: result };
+    const [audited, digested] = typeof result === "bigint" ? [undefined, result] : [result, undefined];
+    reply = { id: request.id, ok: true, ms: performance.now() - started, audit: audited, digest: digested };
   } catch (thrown) {
     const error = MigrationError.from(thrown);
     reply = { id: request.id, ok: false, code: error.code, message: error.message };
   }
   port.postMessage(reply);
 });
-port.postMessage({ id: 0, ok: true, ms: performance.now(), audit: undefined } satisfies MemoryReply); // its modules are loaded
+port.postMessage({ id: 0, ok: true, ms: performance.now(), audit: undefined, digest: undefined } satisfies MemoryReply); // its modules are loaded

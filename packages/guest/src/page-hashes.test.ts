@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { describe, it } from "node:test";
-import { PAGE_BYTES } from "@precopy/protocol";
+import { PAGE_BYTES, SEGMENT_BYTES } from "@precopy/protocol";
 import fc from "fast-check";
 import { GuestMemory, SegmentPool } from "./guest-memory.js";
 import { PageHashes, allocateHashTable, joinDigests } from "./page-hashes.js";
@@ -278,6 +278,62 @@ describe("PageHashes", () => {
     hashes.forget(9);
     assert.equal(hashes.matches(9), true);
     assert.equal(hashes.digest(), 0n);
+  });
+
+  it("digestOfTable() is what the instances that renewed the hashes make it together, in whatever order and however many they are", () =>
+    fc.assert(
+      fc.property(steps, fc.integer({ min: 1, max: 4 }), (all, channels) => {
+        memory.view(0, PAGES).fill(0);
+        const table = allocateHashTable(PAGES);
+        const shares = Array.from({ length: channels }, () => new PageHashes(memory, table));
+        for (const [page, seed] of all) apply(memory, shares[page % channels]!, page, seed);
+        const sum = shares.reduce((digest, share) => BigInt.asUintN(64, digest + share.digest()), 0n);
+        for (const asked of [shares[0]!, new PageHashes(memory, table)]) assert.equal(asked.digestOfTable(), sum);
+        assert.equal(new PageHashes(memory, table).digestOfTable(), recomputed(memory));
+        if (channels === 1) assert.equal(shares[0]?.digest(), sum, "it changed the instance that was asked");
+      }),
+      { numRuns: 50 },
+    ));
+
+  it("digestOfTable() believes the table alone: another hash, another page's, or none gives another digest; and it leaves the table as it is", () => {
+    for (let page = 0; page < PAGES; page++) fillPage(memory.view(page, 1), page);
+    const table = allocateHashTable(PAGES);
+    const hashes = new PageHashes(memory, table);
+    assert.equal(hashes.digestOfTable(), 0n);
+    hashes.renew(0, PAGES);
+    const before = hashes.digestOfTable();
+    memory.view(0, PAGES).fill(0);
+    const kept = table.slice();
+    assert.equal(hashes.digestOfTable(), before, "the memory was asked");
+    assert.deepEqual(table, kept);
+    const changed = (change: () => void): bigint => {
+      change();
+      const digest = hashes.digestOfTable();
+      table.set(kept);
+      return digest;
+    };
+    const changes = [
+      () => void (table[0]! ^= 1),
+      () => void (table[2 * PAGES - 1]! ^= 0x80000000),
+      () => table.fill(0, 2 * 7, 2 * 8),
+      () => table.set(kept.subarray(2 * 3, 2 * 4), 2 * 4),
+      () => table.set([kept[2]!, kept[3]!, kept[0]!, kept[1]!]),
+    ];
+    const digests = changes.map(changed);
+    assert.equal(new Set([before, ...digests]).size, changes.length + 1);
+    assert.equal(hashes.digestOfTable(), before);
+  });
+
+  it("digestOfTable() is the digest of a guest of several segments, too", () => {
+    const large = GuestMemory.allocate(SEGMENT_BYTES + 2 ** 20, pool);
+    const table = allocateHashTable(large.pages);
+    const hashes = new PageHashes(large, table);
+    for (const page of [0, 1, SEGMENT_BYTES / PAGE_BYTES - 1, SEGMENT_BYTES / PAGE_BYTES, large.pages - 1]) {
+      fillPage(large.view(page, 1), 5); // the same contents: only the pages' numbers tell them apart
+      hashes.renew(page, 1);
+    }
+    assert.notEqual(hashes.digest(), 0n);
+    assert.equal(hashes.digestOfTable(), hashes.digest());
   });
 
   it("refuses a table of another size with ERR_INTERNAL and a page outside with ERR_RUN_OUT_OF_RANGE", () => {

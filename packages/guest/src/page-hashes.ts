@@ -53,6 +53,15 @@ export class PageHashes {
     table[2 * page + 1] = 0;
   }
 
+  /** The digest of all pages by their hashes in the table, whoever renewed them. */
+  digestOfTable(): bigint {
+    const kernels = pageKernels(this.#memory)[0]!; // a guest has a segment
+    const table = this.#table;
+    for (let at = 0; at < table.length; at += 2)
+      if (table[at] !== 0 || table[at + 1] !== 0) kernels.forget(at / 2, table[at]!, table[at + 1]!);
+    return BigInt.asUintN(64, -sumOf([kernels]));
+  }
+
   /** True if the page holds what its hash says; a page never hashed must be zero. */
   matches(page: number): boolean {
     const low = this.#table[2 * page]!;
@@ -64,8 +73,7 @@ export class PageHashes {
 
   /** This instance's share of the image digest. */
   digest(): bigint {
-    const sum = this.#kernels.reduce((all, one) => all + ((BigInt(one.digestHigh() >>> 0) << 32n) | BigInt(one.digestLow() >>> 0)), 0n);
-    return BigInt.asUintN(64, sum);
+    return BigInt.asUintN(64, sumOf(this.#kernels));
   }
 
   #kernelsOf(page: number): PageKernels {
@@ -74,6 +82,9 @@ export class PageHashes {
     return kernels;
   }
 }
+
+const sumOf = (kernels: readonly PageKernels[]): bigint =>
+  kernels.reduce((all, one) => all + ((BigInt(one.digestHigh() >>> 0) << 32n) | BigInt(one.digestLow() >>> 0)), 0n);
 
 /** Shares of all channels to the digest as it travels: 16 hexadecimal digits. */
 export const joinDigests = (shares: readonly bigint[]): string =>

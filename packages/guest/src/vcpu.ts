@@ -160,8 +160,16 @@ export class Vcpu {
     }
   }
 
-  /** Ends program and thread, wherever it stands. After this nobody of it touches guest memory. */
-  async end(): Promise<void> {
+  /** Of its thread, for the system; undefined where that has none. */
+  get threadId(): number | undefined {
+    return this.#threadId;
+  }
+
+  /**
+   * Ends program and thread, wherever it stands. After this nobody of it touches guest memory.
+   * @param onTold called when it is bound to end: one that waits for a missing page may be let go then.
+   */
+  async end(onTold?: () => void): Promise<void> {
     this.onFailure = () => {}; // it was asked for
     this.#thread.off("message", this.#onMessage);
     this.#thread.off("exit", this.#onExit);
@@ -169,7 +177,7 @@ export class Vcpu {
     Atomics.store(this.#words, VcpuWord.REQUEST, VcpuRequest.End);
     Atomics.notify(this.#words, VcpuWord.REQUEST);
     wake(this.#words);
-    await this.#thread.terminate();
+    await this.#thread.terminate(onTold);
     this.#fail(new MigrationError("ERR_WORKLOAD_FAILED", `${this.#name}: ended`));
   }
 

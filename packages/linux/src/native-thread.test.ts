@@ -30,4 +30,40 @@ if (!isMainThread) {
     await assert.rejects(broken.up(), /no such module/);
     await broken.terminate();
   });
+
+  it("a thread that is terminated says once when it is bound to end, and that before it has ended", async () => {
+    const control = new Int32Array(new SharedArrayBuffer(4));
+    const spinning = new NativeThread(
+      `const { parentPort } = require("node:worker_threads");
+       parentPort.postMessage("up");
+       parentPort.once("message", (control) => { for (;;) Atomics.add(control, 0, 1); });`,
+      { eval: true },
+    );
+    await spinning.up();
+    spinning.postMessage(control);
+    while (Atomics.load(control, 0) === 0) await new Promise(setImmediate);
+    const said: string[] = [];
+    spinning.once("exit", () => said.push("exit"));
+    await spinning.terminate(() => said.push("told"));
+    assert.deepEqual(said, ["told", "exit"]);
+    const after = Atomics.load(control, 0);
+    await new Promise((resolve) => setTimeout(resolve, 20)); // the time is what is tested
+    assert.equal(Atomics.load(control, 0), after);
+  });
+
+  it("a thread that failed to load, or ended long ago, is bound to end just the same: who waits for that is told", async () => {
+    for (const code of [
+      `throw new Error("no such module")`,
+      `require("node:worker_threads").parentPort.postMessage("up"); process.exit()`,
+    ]) {
+      const gone = new NativeThread(code, { eval: true });
+      gone.on("error", () => {});
+      await new Promise((resolve) => gone.once("exit", resolve));
+      for (let time = 0; time < 2; time++) {
+        let told = 0;
+        await gone.terminate(() => told++);
+        assert.equal(told, 1);
+      }
+    }
+  });
 }

@@ -24,9 +24,12 @@ export class NativeThread extends Worker {
     return this.#up;
   }
 
-  override async terminate(): Promise<number> {
+  /** @param onTold called when the thread is bound to end at its next step, though it may be stopped at a page that is missing. */
+  override async terminate(onTold: () => void = () => {}): Promise<number> {
     await this.#up.catch(() => {}); // modules may be addons themselves
     await this.#loading.stop();
-    return super.terminate();
+    const ended = super.terminate();
+    onTold();
+    return ended;
   }
 }

@@ -6,7 +6,7 @@ import type { Socket } from "node:net";
 import { describe, it } from "node:test";
 import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";
 import { addressOf, isLinuxAvailable } from "./library.js";
-import { BlockingSocket, PIECES_MAX, Pieces, SocketHandle, mayUseCongestionControl } from "./socket.js";
+import { BlockingSocket, PIECES_MAX, Pieces, PolledSocket, SocketHandle, mayUseCongestionControl } from "./socket.js";
 
 /** This file is also the thread at the other end: one blocking call, told by this order. */
 interface Order {
@@ -236,5 +236,68 @@ if (isMainThread)
         near.close();
         assert.ok(files.includes(near.fd), "the number was not used again, so this shows nothing");
         for (const file of files) closeSync(file); // EBADF if one is closed already
+      }));
+  });
+
+if (isMainThread)
+  describe("PolledSocket", { skip: isLinuxAvailable ? false : `no system calls on ${process.platform} ${process.arch}` }, () => {
+    /** What comes next, once it is there. */
+    const readSoon = async (socket: PolledSocket, buffer: Buffer): Promise<number> => {
+      for (const until = performance.now() + 5000; performance.now() < until; await new Promise(setImmediate)) {
+        const got = socket.read(buffer);
+        if (got !== undefined) return got;
+      }
+      return assert.fail("nothing came within 5 s");
+    };
+
+    it("reads what is there, says undefined while there is nothing, and 0 at the end, and blocks at none of these", () =>
+      withPair(async (near, far) => {
+        void new BlockingSocket(near.fd, 100_000, 10_000, yes); // its descriptor would block
+        const socket = new PolledSocket(near.fd);
+        const buffer = Buffer.alloc(8);
+        const started = performance.now();
+        for (let time = 0; time < 3; time++) assert.equal(socket.read(buffer), undefined);
+        assert.equal(new PolledSocket(far.fd).write(Buffer.from("0123456789")), true);
+        assert.equal(await readSoon(socket, buffer), 8);
+        assert.equal(buffer.toString("latin1"), "01234567");
+        assert.equal(socket.read(buffer), 2);
+        assert.equal(buffer.toString("latin1", 0, 2), "89");
+        assert.equal(socket.read(buffer), undefined);
+        far.shutdown();
+        assert.equal(await readSoon(socket, buffer), 0);
+        assert.equal(socket.read(buffer), 0, "it stays at the end");
+        assert.ok(performance.now() - started < 10_000);
+      }));
+
+    it("writes a message whole though the peer makes room for it only by and by", () =>
+      withPair(async (near, far) => {
+        const bytes = 12 * 2 ** 20; // more than both socket buffers hold
+        const got = new SharedArrayBuffer(bytes);
+        const reader = await startThread({ call: "readAll", fd: far.fd, pollMs: 50, memory: got, pieces: [bytes], control: newControl() });
+        const sent = new Uint8Array(numbered(bytes));
+        assert.equal(new PolledSocket(near.fd).write(sent), true);
+        assert.equal(await reader.outcome, true);
+        assert.equal(Buffer.compare(new Uint8Array(got), sent), 0);
+      }));
+
+    it("gives up with false on a peer that reads nothing, within some seconds", () =>
+      withPair((near) => {
+        const started = performance.now();
+        assert.equal(new PolledSocket(near.fd).write(Buffer.alloc(64 * 2 ** 20)), false);
+        assert.ok(performance.now() - started < 10_000);
+      }));
+
+    it("throws ERR_SYSTEM_CALL where the connection is gone, without a signal, and for what is no socket", () =>
+      withPair((near) => {
+        const socket = new PolledSocket(near.fd);
+        near.shutdown();
+        assert.throws(() => socket.write(Buffer.from("x")), { code: "ERR_SYSTEM_CALL", message: "send: EPIPE" });
+        assert.throws(() => new PolledSocket(1 << 20), { code: "ERR_SYSTEM_CALL", message: "setsockopt: EBADF" });
+        const file = openSync("/dev/null", "r");
+        try {
+          assert.throws(() => new PolledSocket(file), { code: "ERR_SYSTEM_CALL", message: "setsockopt: ENOTSOCK" });
+        } finally {
+          closeSync(file);
+        }
       }));
   });

@@ -54,6 +54,9 @@ export class Pieces {
   }
 }
 
+/** The last call was cut short, or there was nothing to be had at that moment. */
+export const isRetry = (): boolean => errno() === constants.errno.EAGAIN || errno() === constants.errno.EINTR;
+
 function setCongestionControl(fd: number, name: string): boolean {
   const value = Buffer.from(name);
   return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, value, value.byteLength) === 0;
@@ -138,7 +141,7 @@ export class BlockingSocket {
       const done = call(this.#fd, at === 0 ? pieces : pieces.subarray(2 * at), Math.min(count - at, PIECES_MAX));
       if (done === 0) return false;
       if (done < 0) {
-        if (!this.#isRetry()) throw systemCallError(name);
+        if (!isRetry()) throw systemCallError(name);
         if (!this.#mayGoOn()) return false;
         continue;
       }
@@ -158,7 +161,7 @@ export class BlockingSocket {
       const got = recv(this.#fd, buffer.subarray(at, to), to - at, 0);
       if (got > 0) at += got;
       else if (got === 0) return false;
-      else if (!this.#isRetry()) throw systemCallError("recv");
+      else if (!isRetry()) throw systemCallError("recv");
       else if (!this.#mayGoOn()) return false;
     }
     return true;
@@ -169,17 +172,50 @@ export class BlockingSocket {
     for (let at = 0; at < bytes.byteLength; ) {
       const sent = send(this.#fd, bytes.subarray(at), bytes.byteLength - at, MSG_NOSIGNAL);
       if (sent > 0) at += sent;
-      else if (!this.#isRetry()) throw systemCallError("send");
+      else if (!isRetry()) throw systemCallError("send");
       else if (!this.#mayGoOn()) return false;
     }
     return true;
   }
+}
 
-  #isRetry(): boolean {
-    const number = errno();
-    return number === constants.errno.EAGAIN || number === constants.errno.EINTR;
+const MSG_DONTWAIT = 0x40;
+/** Small messages on a polled socket are written whole, or the peer has stopped reading. */
+const WRITE_TRIES = 100;
+const WRITE_AGAIN_MS = 10;
+
+/** A connected TCP socket of a worker that waits with `Poll`; never blocks for long. The main thread owns `shutdown` and `close`, as of BlockingSocket. */
+export class PolledSocket {
+  readonly #fd: number;
+
+  /** @throws {MigrationError} ERR_SYSTEM_CALL */
+  constructor(fd: number) {
+    this.#fd = fd;
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]), 4) !== 0) throw systemCallError("setsockopt");
+  }
+
+  /** Bytes that are there, into `buffer`: how many; 0 at the end of the stream, undefined if there are none now. @throws {MigrationError} ERR_SYSTEM_CALL */
+  read(buffer: Buffer): number | undefined {
+    const got = recv(this.#fd, buffer, buffer.byteLength, MSG_DONTWAIT);
+    if (got >= 0) return got;
+    if (isRetry()) return undefined;
+    throw systemCallError("recv");
+  }
+
+  /** A small message. False if the peer does not take it. @throws {MigrationError} ERR_SYSTEM_CALL */
+  write(bytes: Uint8Array): boolean {
+    let at = 0;
+    for (let tries = 0; at < bytes.byteLength; ) {
+      const sent = send(this.#fd, bytes.subarray(at), bytes.byteLength - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (sent > 0) at += sent;
+      else if (!isRetry()) throw systemCallError("send");
+      else if (++tries > WRITE_TRIES) return false;
+      else Atomics.wait(PAUSE, 0, 0, WRITE_AGAIN_MS);
+    }
+    return true;
   }
 }
+const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 
 /** The main thread's hold on a descriptor that a worker uses. */
 export class SocketHandle {

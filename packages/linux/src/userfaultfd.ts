@@ -16,6 +16,16 @@ const UFFDIO_REGISTER_MODE_WP = 2n;
 const UFFDIO_WRITEPROTECT = 0xc018aa06;
 const UFFDIO_WRITEPROTECT_MODE_WP = 1n;
 
+/** A descriptor with these features, and only those that the kernel has. @throws {MigrationError} ERR_SYSTEM_CALL */
+export function openUserfaultfd(features: bigint): number {
+  const fd = syscall(SYS_USERFAULTFD, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY); // without O_NONBLOCK poll answers POLLERR
+  if (fd < 0) throw systemCallError("userfaultfd");
+  if (ioctl(fd, UFFDIO_API, new BigUint64Array([UFFD_API, features, 0n])) === 0) return fd;
+  const error = systemCallError("UFFDIO_API");
+  closeDescriptor(fd);
+  throw error;
+}
+
 /** A range of memory in this process. */
 export interface AddressRange {
   readonly address: bigint;
@@ -31,10 +41,8 @@ export class WriteProtection {
 
   /** @throws {MigrationError} ERR_SYSTEM_CALL where the kernel refuses any part of it. */
   constructor(ranges: readonly AddressRange[]) {
-    this.#fd = syscall(SYS_USERFAULTFD, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-    if (this.#fd < 0) throw systemCallError("userfaultfd");
+    this.#fd = openUserfaultfd(UFFD_FEATURE_WP_ASYNC);
     try {
-      if (ioctl(this.#fd, UFFDIO_API, new BigUint64Array([UFFD_API, UFFD_FEATURE_WP_ASYNC, 0n])) !== 0) throw systemCallError("UFFDIO_API");
       for (const { address, bytes } of ranges) {
         const argument = new BigUint64Array([address, BigInt(bytes), UFFDIO_REGISTER_MODE_WP, 0n]);
         if (ioctl(this.#fd, UFFDIO_REGISTER, argument) !== 0) throw systemCallError("UFFDIO_REGISTER");

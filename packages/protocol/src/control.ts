@@ -16,15 +16,22 @@ import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES
  *     | <------------------ admitted, refused |
  *     | == page channels: rounds ===========> |
  *     | <---------------------------- flushed |  one for each channel and round
+ *     | discard ----------------------------> |  post-copy: what is here of these pages is old; they will come when the guest runs
+ *     | listen -----------------------------> |  from here on pages are placed only where they are missing
+ *     | <-------------------------- listening |
  *     | state (guest paused) ---------------> |  travels beside the last pages
  *     | image (digest) ---------------------> |  all pages here? digest equal?
  *     | <--------------------------- prepared |
  *     | commit -----------------------------> |  from here only the target's answer decides
  *     | <----------------------------- active |  the guest runs there
  *     | <---------------------------- arrived |  what the guest noticed
+ *     | == page channels, fault channel ====> |  post-copy: what is missing, in rounds and as it is needed
+ *     | all-sent ---------------------------> |
+ *     | <------------------- missing, missing |  these are not here, or none: placed
+ *     | <----------------------------- placed |
  * Before commit either side may end it: `abort` from the source, `failed` from the target. In doubt, the source connects again and
- * sends `ask`, and the target answers `owner`. A source whose control channel broke while the guest ran connects again and sends `rejoin`;
- * `lost` and `carry` are about page channels that broke. `who-owns` is anybody's question. `ping` and `pong` go both ways at any time.
+ * sends `ask`, and the target answers `owner`. A source whose control channel broke while the guest ran connects again and sends `rejoin`,
+ * or in post-copy `serve`, which is answered by what is missing; `lost` and `carry` are about page channels that broke. `who-owns` is anybody's question. `ping` and `pong` go both ways at any time.
  */
 const count = z.number().int().nonnegative();
 const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
@@ -71,6 +78,26 @@ const manifest = z.strictObject({
   devices: z.array(device).max(1),
 });
 
+/** Words of a bitmap; see BitmapPiece. */
+const piece = {
+  first: count,
+  words: z.custom<Uint8Array>((value) => value instanceof Uint8Array, "not bytes"),
+};
+const microseconds = z.number().nonnegative();
+/** Of the faults that waited for the source, from the kernel's word to the page's being there; us. */
+const faultStatistics = z.strictObject({
+  requests: count,
+  /** Faults at pages that were known to hold zeros only. */
+  zeros: count,
+  medianUs: microseconds,
+  p99Us: microseconds,
+  maxUs: microseconds,
+  /** How many took up to 1, 2, 4, ... us, as QEMU's postcopy-latency-dist. */
+  distribution: z.array(count).max(32),
+  /** Each vCPU's time at missing pages, ms. */
+  vcpuBlockedMs: z.array(z.number().nonnegative()).max(VCPUS_MAX),
+});
+
 const messages = {
   admit: {
     protocolVersion: count,
@@ -88,6 +115,8 @@ const messages = {
     from: address.nullable(),
     /** The epoch at which the arbiter knows the source as owner; null without an arbiter. */
     arbiterEpoch: epoch.nullable(),
+    /** It may come to post-copy: no huge pages, and a way to stop vCPUs at missing pages. */
+    postcopy: z.boolean(),
   },
   admitted: {
     session: z.uuid(),
@@ -113,6 +142,18 @@ const messages = {
     flushed: z.array(z.strictObject({ channel, generation, round: count, packets: count })).max(CHANNELS_MAX),
     lost: z.array(z.strictObject({ channel, generation })).max(CHANNELS_MAX),
   },
+  /** The target's version of these pages is older than the source's, or it has none: it lets go of it, and of the answer to a fault until they come. */
+  discard: { epoch, ...piece },
+  listen: { epoch },
+  listening: { epoch, ms: z.number().nonnegative() },
+  /** In post-copy: the source serves from here on, on a new connection. Answered by `missing` and `serving`. */
+  serve: { guest: name, epoch, session: z.uuid() },
+  serving: { epoch },
+  /** Every page that was missing has been sent. */
+  "all-sent": { epoch },
+  missing: { epoch, ...piece },
+  /** Nothing is missing. digest: of all pages, from their hashes; null with the digest off. */
+  placed: { epoch, digest: digest.nullable(), faults: faultStatistics },
   state: {
     epoch,
     round: count,
@@ -131,7 +172,8 @@ const messages = {
   abort: { code, message: text },
   failed: { code, message: text },
   /** session: of the admission; nobody else may go on with it. */
-  ask: { guest: name, epoch, session: z.uuid() },
+  /** hasImage: the source has the guest's memory still. */
+  ask: { guest: name, epoch, session: z.uuid(), hasImage: z.boolean() },
   owner: { epoch, phase: z.enum(OWNER_ANSWERS) },
   "who-owns": { guest: name },
   /** standing: see OWNERSHIPS. at: of the last journal entry, ISO 8601. peer: the other side of the last hand-over. */
@@ -159,6 +201,14 @@ const schema = z.discriminatedUnion("type", [
   object("carried"),
   object("rejoin"),
   object("rejoined"),
+  object("discard"),
+  object("listen"),
+  object("listening"),
+  object("serve"),
+  object("serving"),
+  object("all-sent"),
+  object("missing"),
+  object("placed"),
   object("ask"),
   object("owner"),
   object("who-owns"),
@@ -173,6 +223,7 @@ export type Message<T extends ControlType> = Extract<ControlMessage, { type: T }
 export type GuestManifest = z.infer<typeof manifest>;
 export type VcpuManifest = z.infer<typeof vcpu>;
 export type DeviceManifest = z.infer<typeof device>;
+export type FaultStatistics = z.infer<typeof faultStatistics>;
 
 const CHECKSUM_BYTES = 4;
 // Stateless: no shared structures, so any message can be read by itself.

@@ -66,6 +66,7 @@ const REMEDY = {
   ERR_PREPARED_TIMEOUT: "The guest runs on at the source. Raise --downtime-limit or look at the target's load, then migrate again.",
   ERR_DIGEST_MISMATCH: "The guest runs on at the source. Report it with both logs: the images differ.",
   ERR_IN_DOUBT: "The source asks on by itself; look at `precopy status` at the target. Do not start the guest anywhere else.",
+  ERR_POSTCOPY_LOST: "The guest is gone, as after any crash of its host: boot it anew.",
   ERR_GIVEN_UP: "Look at `precopy who-owns`: what was left of the guest here was ended by its operator.",
   ERR_TAKEN_BACK: "The guest runs on at the source, one epoch higher; look at the target's log, then migrate again.",
   ERR_VERIFICATION: "Do not trust the moved guest. Report it with both logs and the --report file.",

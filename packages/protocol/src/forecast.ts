@@ -33,6 +33,8 @@ export interface Forecast {
   readonly rounds: number;
   /** Of the guest's time before the pause, withheld by throttling, percent. */
   readonly "lost-percent": number;
+  /** Of its time at the target, at pages that are still to come, ms; 0 without post-copy. */
+  readonly "blocked-ms": ForecastRange;
 }
 
 /** What it came to, in the same keys. */

@@ -1,16 +1,25 @@
 import { standingOf } from "./journal-entry.js";
 import type { Decision, JournalEntry } from "./journal-entry.js";
-import { offer, recoverSource, sourceMayAbort, sourceMayRunGuest, stepSource } from "./source-state.js";
+import { isServing, offer, recoverSource, sourceMayAbort, sourceMayRunGuest, stepSource } from "./source-state.js";
 import type { HandoverEffect, SourceEvent, SourceState, Step } from "./source-state.js";
 import { admitted, ownerAnswer, stepTarget, targetMayRunGuest } from "./target-state.js";
 import type { OwnerAnswer, TargetEvent, TargetState } from "./target-state.js";
 
 /**
  * For tests: two agents that hand one guest back and forth, with the real reducers, over a link that loses, delays, repeats and reorders,
- * while processes and hosts go down and people and an arbiter have their say. Everything that happens is drawn by lot from one seed. What
- * must hold is checked after every step; the names are those of docs/model/README.md.
+ * while processes and hosts go down and people and an arbiter have their say. A third of the attempts are split: the target's image is then
+ * not whole until the source, with its own still in hand, has sent the rest. Everything that happens is drawn by lot from one seed. What must
+ * hold is checked after every step; the names are those of docs/model/README.md.
  */
-export type Property = "oneOwner" | "stillOwner" | "epochGrows" | "ownerInTheEnd" | "noSilentRollback" | "doubtRemembered" | "imageKept";
+export type Property =
+  | "oneOwner"
+  | "stillOwner"
+  | "epochGrows"
+  | "ownerInTheEnd"
+  | "noSilentRollback"
+  | "doubtRemembered"
+  | "imageKept"
+  | "wholeGuest";
 
 export class Violation extends Error {
   readonly property: Property;
@@ -36,8 +45,13 @@ export const MISTAKES = [
   "TARGET_SKIPS_ARBITER",
   "JOURNAL_AFTER_SEND",
   "FREE_AFTER_COMMIT",
+  "FREE_AT_ACTIVE",
+  "WHOLE_STARVED",
+  "HALF_CLAIMED",
+  "HALF_COMMITTED",
   "NEVER_ASKS",
   "COMMIT_ONCE",
+  "NEVER_RESUMES",
   "NOBODY_HELPS",
 ] as const;
 export type Mistake = (typeof MISTAKES)[number];
@@ -49,6 +63,7 @@ function reducersWith(mistake: Mistake | undefined) {
     stepSource(from: SourceState, event: SourceEvent): Step<SourceState> {
       if (mistake === "TIMER_RESUMES" && event === "silence" && from.phase === "in-doubt" && from.hasImage)
         return stepSource({ ...from, phase: "device" }, "fail");
+      if (mistake === "FREE_AT_ACTIVE" && event === "active") return stepSource({ ...from, isSplit: false }, event);
       const step = stepSource(from, event);
       const { state, effects } = step;
       if (mistake === "EPOCH_NOT_RAISED" && state.phase === "taken-back" && state !== from)
@@ -96,19 +111,40 @@ class Dice {
 type Role = "source" | "target";
 interface Letter {
   readonly to: Agent;
-  readonly type: "admit" | "state" | "commit" | "abort" | "ask" | "prepared" | "active" | "failed" | "owner";
+  /** pages: all that the target may lack. serve: the source asks whether it lacks any; `serving`, or `placed`, is the answer. */
+  readonly type:
+    | "admit"
+    | "state"
+    | "pages"
+    | "commit"
+    | "abort"
+    | "ask"
+    | "serve"
+    | "prepared"
+    | "active"
+    | "failed"
+    | "owner"
+    | "serving"
+    | "placed";
   /** Of the attempt. */
   readonly epoch: number;
+  /** Which process of the source it comes from or is for: no other one gets it. */
+  readonly life: number;
   /** admit: the guest's epoch before it. state: which version of its memory. */
   readonly detail: number;
+  /** state: all of it is there with it. ask: the source has its image. */
+  readonly isWhole: boolean;
   readonly answer: OwnerAnswer;
 }
+const ANSWERS: readonly Letter["type"][] = ["prepared", "active", "failed", "owner", "serving", "placed"];
 
 class Agent {
   readonly name: string;
   peer: Agent = this;
   isUp = true;
   boot = 1;
+  /** Processes so far. */
+  life = 1;
   journal: JournalEntry[] = [];
   /** Lines that a crash of the host leaves. */
   synced = 0;
@@ -119,15 +155,21 @@ class Agent {
   target: TargetState | undefined;
   /** What the admission of the incoming attempt said. */
   epochBefore = 0;
+  /** Which process of the source the target's words go to. */
+  hears = 0;
   owed: { readonly role: Role; readonly epoch: number; readonly effect: HandoverEffect }[] = [];
   /** Version of the guest's memory that is here. */
   image: number | undefined;
+  /** A part of it is at the source only. */
+  isHalf = false;
   /** The guest runs here at this epoch; 0: it does not. */
   runs = 0;
   /** Highest epoch at which it ever ran here. */
   ran = 0;
-  /** Highest epoch of an attempt that made this agent the owner. */
+  /** Highest epoch of an attempt that made this agent the owner, */
   owned = 0;
+  /** and of one of which it lacked nothing. */
+  whole = 0;
   /** COMMIT went out at this epoch, and no host crash since. */
   committed = 0;
   /** A person has accepted that something is rolled back. */
@@ -141,6 +183,10 @@ class Agent {
   }
   get isDeciding(): boolean {
     return this.source?.phase === "committing" || this.source?.phase === "in-doubt";
+  }
+  /** Its target runs the guest, or is no more. */
+  get isServing(): boolean {
+    return this.source !== undefined && isServing(this.source.phase);
   }
   get isReceiving(): boolean {
     return this.target?.phase === "receiving" || this.target?.phase === "prepared";
@@ -176,7 +222,7 @@ export class World {
   #isCalm = false;
 
   /**
-   * @param seen gets every step of the reducers that changed something or asked for something: "source in-doubt prepared".
+   * @param seen gets every step of the reducers that changed something or asked for something: "source in-doubt active: completed".
    * @param story gets what happened, a line each.
    */
   constructor(seed: number, mistake: Mistake | undefined, seen: Set<string>, story?: string[]) {
@@ -215,6 +261,8 @@ export class World {
       ...often(4, (agent) => agent.source?.phase === "setup" && this.#atSource(agent, "rounds")),
       ...often(4, (agent) => this.#pause(agent)),
       ...often(4, (agent) => this.#ask(agent)),
+      ...often(4, (agent) => this.#sendPages(agent)),
+      ...often(4, (agent) => this.#offerToServe(agent)),
       ...often(2, (agent) => agent.source !== undefined && this.#atSource(agent, "silence")),
       ...often(4, (agent) => !agent.isUp && this.#restart(agent)),
       ...often(1, (agent) => agent.source !== undefined && sourceMayAbort(agent.source.phase) && this.#atSource(agent, "fail")),
@@ -223,9 +271,9 @@ export class World {
       ...often(1, (agent) => agent.isReceiving && this.#atTarget(agent, "fail")),
       ...often(1, (agent) => agent.isReceiving && this.#atTarget(agent, "cancel")),
       ...often(1, (agent) => this.#revoke(agent)),
-      ...often(1, (agent) => agent.source?.phase === "in-doubt" && this.#atSource(agent, "give-up")),
+      ...often(1, (agent) => this.#mayEnd(agent) && this.#atSource(agent, "give-up")),
       ...often(1, (agent) => this.#fence(agent)),
-      ...often(1, (agent) => this.#claim(agent)),
+      ...often(3, (agent) => this.#claim(agent)),
       ...often(2, (agent) => this.#arbitrate(agent)),
       ...often(2, (agent) => this.#boot(agent)),
       ...often(1, (agent) => agent.isUp && this.#crash(agent, this.#hostsCrash && this.#isLot(2))),
@@ -258,10 +306,18 @@ export class World {
     agent.synced = agent.journal.length;
     return true;
   }
-  #send(to: Agent, type: Letter["type"], epoch: number, detail = 0, answer: OwnerAnswer = "unknown"): void {
-    if (!to.isUp && !this.#isCalm) return;
+  #post(letter: Letter): void {
+    if (!letter.to.isUp && !this.#isCalm) return;
     if (this.#letters.length === LETTERS_MAX) this.#letters.splice(this.#dice.roll(LETTERS_MAX), 1);
-    this.#letters.push({ to, type, epoch, detail, answer });
+    this.#letters.push(letter);
+  }
+  /** To the target. */
+  #send({ peer, life }: Agent, type: Letter["type"], epoch: number, said: Partial<Pick<Letter, "detail" | "isWhole">> = {}): void {
+    this.#post({ to: peer, type, epoch, life, detail: 0, isWhole: true, answer: "unknown", ...said });
+  }
+  /** To one process of the source. */
+  #reply({ peer }: Agent, type: Letter["type"], epoch: number, life: number, answer: OwnerAnswer = "unknown"): void {
+    this.#post({ to: peer, type, epoch, life, detail: 0, isWhole: true, answer });
   }
 
   /** Takes a step: what cannot be written down does not happen, and what it asks for is owed. */
@@ -275,7 +331,7 @@ export class World {
     if (decide !== undefined && !this.#isCalm && this.#isLot(64)) return undefined;
     if (decide !== undefined) this.#write(agent, decide, state.epoch);
     if (state === from && effects.length === 0) return state;
-    this.#seen.add(`${role} ${from.phase} ${event}`);
+    this.#seen.add(`${role} ${from.phase} ${event}: ${state.phase}`);
     if (this.#story !== undefined) this.#tell(agent, `${role} ${event}: ${from.phase} -> ${state.phase} at ${state.epoch}`);
     const epoch = role === "source" ? agent.outgoing : agent.incoming;
     for (const effect of effects) agent.owed.push({ role, epoch, effect });
@@ -310,7 +366,8 @@ export class World {
         break;
       case "send":
         if (effect.message === "commit") agent.committed = epoch;
-        this.#send(agent.peer, effect.message, epoch);
+        if (role === "source") this.#send(agent, effect.message, epoch);
+        else this.#reply(agent, effect.message, epoch, agent.hears);
         break;
       case "run":
         this.#run(agent, effect.epoch);
@@ -318,17 +375,27 @@ export class World {
           this.#violate("stillOwner", agent, `aborted, and goes on at another epoch`);
         break;
       case "free":
-        if (role === "source" && agent.source?.phase !== "given-up" && agent.image !== undefined && agent.peer.owned < epoch)
-          this.#violate("imageKept", agent, `frees the guest, of which the target is not the owner`);
+        if (role === "source") this.#checkFree(agent, epoch);
+        if (role === "target" && agent.target?.phase === "lost" && agent.whole >= epoch)
+          this.#violate("imageKept", agent, "ends a guest that lacks nothing");
         agent.image = undefined;
+        agent.isHalf = false;
+        if (agent.target?.phase === "lost") agent.runs = 0;
     }
     return this.#tell(agent, `does ${Object.values(effect).join(" ")}`);
+  }
+  #checkFree({ source, image, peer, name }: Agent, epoch: number): void {
+    if (source?.phase === "given-up" || image === undefined) return;
+    if (peer.owned < epoch) throw new Violation("imageKept", `${name} frees the guest, of which the target is not the owner`);
+    if (peer.whole < epoch) throw new Violation("imageKept", `${name} frees pages that the target lacks`);
   }
   #run(agent: Agent, epoch: number): void {
     if (agent.image === undefined) this.#violate("imageKept", agent, "has no guest to run");
     if (agent.peer.runs > 0) this.#violate("oneOwner", agent, `runs at ${epoch}; ${agent.peer.name} runs at ${agent.peer.runs}`);
     if (agent.image !== this.#newest && !agent.isForced)
       this.#violate("noSilentRollback", agent, `runs version ${agent.image}, and ${this.#newest} has run`);
+    if (agent.isHalf && agent.target?.phase !== "active" && agent.target?.phase !== "lost")
+      this.#violate("wholeGuest", agent, `runs a part of the guest at ${epoch}, and not by COMMIT`);
     if (epoch <= agent.peer.ran) this.#violate("epochGrows", agent, `runs at ${epoch}; ${agent.peer.name} ran at ${agent.peer.ran}`);
     agent.isForced = false;
     agent.image = ++this.#newest;
@@ -348,24 +415,37 @@ export class World {
 
   #offer(agent: Agent): boolean {
     const isOver = agent.source === undefined || (!sourceMayAbort(agent.source.phase) && !agent.isDeciding);
-    if (!agent.isUp || agent.runs === 0 || !isOver || agent.owed.length > 0) return false;
+    if (!agent.isUp || agent.runs === 0 || agent.isHalf || !isOver || agent.owed.length > 0) return false;
     const { state, decide } = offer(agent.runs, agent.highest + 1);
     if (decide !== undefined) this.#write(agent, decide, state.epoch);
     agent.outgoing = state.epoch;
     agent.source = state;
-    this.#send(agent.peer, "admit", agent.outgoing, agent.runs);
+    this.#send(agent, "admit", agent.outgoing, { detail: agent.runs });
     return this.#tell(agent, `offers at ${agent.outgoing}`);
   }
   #pause(agent: Agent): boolean {
     if (agent.source?.phase !== "setup" && agent.source?.phase !== "active") return false;
     agent.runs = 0;
     agent.image = ++this.#newest; // it did something until now
-    this.#send(agent.peer, "state", agent.outgoing, agent.image);
-    return this.#atSource(agent, "pause");
+    const isSplit = this.#isLot(3);
+    this.#send(agent, "state", agent.outgoing, { detail: agent.image, isWhole: !isSplit });
+    return this.#atSource(agent, isSplit ? "split" : "pause");
   }
+  /** In post-copy only people do, before they say anything. */
   #ask(agent: Agent): boolean {
-    if (!agent.isDeciding || this.#mistake === "NEVER_ASKS") return false;
-    this.#send(agent.peer, "ask", agent.outgoing);
+    if ((!agent.isDeciding && !agent.isServing) || this.#mistake === "NEVER_ASKS") return false;
+    this.#send(agent, "ask", agent.outgoing, { isWhole: agent.source?.hasImage === true });
+    return true;
+  }
+  #sendPages(agent: Agent): boolean {
+    if (agent.source?.phase !== "postcopy-active") return false;
+    this.#send(agent, "pages", agent.outgoing);
+    return true;
+  }
+  /** When all was sent, and when the link was gone. */
+  #offerToServe(agent: Agent): boolean {
+    if (!agent.isServing || (this.#mistake === "NEVER_RESUMES" && agent.source?.phase === "postcopy-paused")) return false;
+    this.#send(agent, "serve", agent.outgoing);
     return true;
   }
   #hear(agent: Agent, { type, epoch, answer }: Letter): boolean {
@@ -376,7 +456,11 @@ export class World {
       case "prepared":
         return (this.#mistake !== "COMMIT_ONCE" || source.phase === "device") && this.#atSource(agent, "prepared");
       case "active":
-        return this.#atSource(agent, "active");
+        return this.#hearActive(agent);
+      case "serving":
+        return source.phase === "postcopy-paused" && this.#atSource(agent, "resumed");
+      case "placed":
+        return this.#atSource(agent, "placed");
       case "discarded":
         return this.#mayTakeBack(agent, true) && this.#atSource(agent, "discarded");
       case "gone": // it ran there and is no more: with nothing here nothing is left to decide
@@ -388,48 +472,81 @@ export class World {
         return false;
     }
   }
+  #hearActive(agent: Agent): boolean {
+    const isTaken = this.#atSource(agent, "active");
+    if (agent.source?.phase === "completed" && agent.peer.whole < agent.outgoing)
+      this.#violate("wholeGuest", agent, "is told that the guest runs there, where a part of it is missing for good");
+    return isTaken;
+  }
 
   // The target
 
-  #admit(agent: Agent, { epoch, detail }: Letter): boolean {
+  #admit(agent: Agent, { epoch, detail, life }: Letter): boolean {
     if (agent.isReceiving && epoch > agent.incoming) this.#atTarget(agent, "superseded");
     const isFree = agent.image === undefined && agent.owed.length === 0 && !agent.isReceiving;
     if (!isFree || epoch <= agent.highest) {
-      this.#send(agent.peer, "failed", epoch);
+      this.#reply(agent, "failed", epoch, life);
       return true;
     }
     agent.source = undefined; // what was asked about an older attempt is answered by this one
     agent.target = admitted(epoch);
     agent.incoming = epoch;
     agent.epochBefore = detail;
+    agent.hears = life;
     return this.#tell(agent, `admits ${epoch}`);
   }
   #serve(agent: Agent, letter: Letter): boolean {
-    const { type, epoch, detail } = letter;
+    const { type, epoch, detail, isWhole, life } = letter;
     if (type === "admit") return this.#admit(agent, letter);
-    if (type === "ask") {
-      this.#send(agent.peer, "owner", epoch, 0, this.#answer(agent, epoch));
-      return true;
-    }
+    if (type === "ask") return this.#beAsked(agent, letter);
     const { target } = agent;
     if (target === undefined || (epoch !== agent.incoming && this.#mistake !== "EPOCH_NOT_CHECKED")) return false;
     if (type === "abort") return this.#atTarget(agent, "abort");
+    if (type === "pages" || type === "serve") return target.phase === "active" && this.#fetch(agent, letter);
     if (type === "state") {
       if (target.phase !== "receiving" || agent.owed.length > 0) return false;
       if (!this.#atTarget(agent, "verified")) return false;
       agent.image = detail;
+      agent.isHalf = !isWhole;
+      if (isWhole) agent.whole = Math.max(agent.whole, epoch);
       return true;
     }
+    if (life !== agent.hears) return false; // COMMIT on the connection of a process that has ended since
     if (target.phase !== "prepared" || this.#mistake === "TARGET_SKIPS_ARBITER") return this.#atTarget(agent, "commit");
     return this.#atTarget(agent, this.#mayOwn(agent, agent.incoming) ? "commit" : "outvoted");
+  }
+  /** Post-copy: pages of a source that has ended since are as good as any. */
+  #fetch(agent: Agent, { type, epoch, life }: Letter): boolean {
+    if (type === "pages") {
+      agent.isHalf = false;
+      agent.whole = Math.max(agent.whole, epoch);
+      return this.#tell(agent, "lacks nothing any more");
+    }
+    agent.hears = life;
+    this.#reply(agent, agent.isHalf ? "serving" : "placed", epoch, life);
+    return true;
+  }
+  /** A source without an image cannot send what is missing: then nobody can. */
+  #beAsked(agent: Agent, { epoch, life, isWhole: hasImage }: Letter): boolean {
+    const isOfAttempt = agent.target !== undefined && agent.incoming === epoch;
+    if (isOfAttempt && agent.isReceiving) agent.hears = life;
+    if (isOfAttempt && !hasImage) this.#starve(agent);
+    this.#reply(agent, "owner", epoch, life, this.#answer(agent, epoch));
+    return true;
+  }
+  #starve(agent: Agent): void {
+    if (agent.target?.phase === "active" && (agent.isHalf || this.#mistake === "WHOLE_STARVED")) this.#atTarget(agent, "starved");
+    if (agent.target?.phase === "prepared" && agent.isHalf && this.#mistake !== "HALF_COMMITTED") this.#atTarget(agent, "fail");
   }
   /** From memory; else what the journal has of that attempt. */
   #answer(agent: Agent, epoch: number): OwnerAnswer {
     if (agent.target !== undefined && agent.incoming === epoch) return ownerAnswer(agent.target);
     const ofAttempt = agent.journal.filter((entry) => entry.epoch === epoch || (entry.epoch === epoch + 1 && entry.decision === "claimed"));
     switch (this.#reducers.standingOf(ofAttempt, String(agent.boot))) {
-      case "gone": // or went on to somebody else
-        return agent.journal.some((entry) => entry.epoch > epoch && entry.decision === "completed") ? "active" : "gone";
+      case "gone": {
+        const next = agent.journal.find((entry) => entry.epoch > epoch && (entry.decision === "completed" || entry.decision === "booted"));
+        return next?.decision === "completed" ? "active" : "gone"; // it went on to somebody else, unless another one was booted first
+      }
       case "refused":
         return "discarded";
       default:
@@ -447,9 +564,10 @@ export class World {
     return this.#open(letter);
   }
   #open(letter: Letter): boolean {
-    const { to, type } = letter;
+    const { to, type, life } = letter;
     if (!to.isUp) return false;
-    return ["prepared", "active", "failed", "owner"].includes(type) ? this.#hear(to, letter) : this.#serve(to, letter);
+    if (!ANSWERS.includes(type)) return this.#serve(to, letter);
+    return life === to.life && this.#hear(to, letter);
   }
 
   // The arbiter: a record of owner and epoch, and a compare-and-swap
@@ -484,20 +602,24 @@ export class World {
   /** COMMIT is called back; nobody is fenced. */
   #revoke(agent: Agent): boolean {
     if (agent.source?.phase !== "in-doubt") return false;
-    this.#send(agent.peer, "abort", agent.outgoing);
+    this.#send(agent, "abort", agent.outgoing);
     return true;
   }
-  /** The process that had the copy has ended. */
+  #mayEnd({ source }: Agent): boolean {
+    return source?.phase === "in-doubt" || source?.phase === "postcopy-paused";
+  }
+  /** The process that had the copy, or ran the guest, has ended. */
   #fence(agent: Agent): boolean {
-    if (agent.source?.phase !== "in-doubt" || !agent.source.hasImage || agent.peer.holds(agent.outgoing)) return false;
+    if (!this.#mayEnd(agent) || agent.source?.hasImage !== true || agent.peer.holds(agent.outgoing)) return false;
     agent.isForced = true;
     this.#overrule(agent, agent.outgoing + 1);
     return this.#atSource(agent, "fenced");
   }
-  /** The source's guest has ended, and none that is newer than the copy's attempt ever ran there. */
+  /** The source's guest has ended, and none that is newer than the copy's attempt ever ran there. A part of a guest is no copy. */
   #claim(agent: Agent): boolean {
     const isFenced = agent.peer.image === undefined && agent.peer.ran <= agent.incoming;
     if (agent.target?.phase !== "prepared" || (!isFenced && this.#mistake !== "CLAIM_UNFENCED")) return false;
+    if (agent.isHalf && this.#mistake !== "HALF_CLAIMED") return false;
     if (!this.#mayOwn(agent, agent.incoming + 1)) return false;
     agent.isForced = true;
     return this.#atTarget(agent, "claim");
@@ -520,7 +642,8 @@ export class World {
   // Processes and hosts
 
   #crash(agent: Agent, isHost: boolean): boolean {
-    agent.isUp = agent.isForced = false;
+    agent.isUp = agent.isForced = agent.isHalf = false;
+    agent.life++;
     agent.source = agent.target = agent.image = undefined;
     agent.runs = agent.outgoing = agent.incoming = 0;
     agent.owed = [];
@@ -559,22 +682,27 @@ export class World {
       for (const letter of this.#letters.splice(0)) this.#open(letter);
       for (const agent of this.#agents) this.#goOn(agent, turn >= CALM_TURNS / 2);
       this.#check();
-      if (this.#agents.some(({ runs }) => runs > 0) || this.#agents.every((agent) => this.#hasNothing(agent))) return;
+      if (this.#agents.some(({ runs, isHalf }) => runs > 0 && !isHalf) || this.#agents.every((agent) => this.#hasNothing(agent))) return;
     }
     const [first, second] = this.#agents;
     const say = ({ name, source, target }: Agent): string => `${name} ${source?.phase ?? "-"}/${target?.phase ?? "-"}`;
     this.#violate("ownerInTheEnd", first, `${say(first)}, ${say(second)}`);
   }
-  /** No image, or a copy that the guest went past: it ran elsewhere at a higher epoch, or the arbiter gave it away. */
-  #hasNothing({ image, target, incoming, peer }: Agent): boolean {
-    if (image === undefined) return true;
+  /**
+   * No image, or a part of one that nobody can complete, or a copy that the guest went past: it ran elsewhere at a higher epoch, or the
+   * arbiter gave it away.
+   */
+  #hasNothing({ image, isHalf, target, incoming, peer }: Agent): boolean {
+    if (image === undefined || (isHalf && peer.image === undefined)) return true;
     const isGivenAway = this.#arbiter?.owner === peer && this.#arbiter.epoch > incoming;
     return target?.phase === "prepared" && peer.image === undefined && (peer.ran > incoming || isGivenAway);
   }
   #goOn(agent: Agent, isHelped: boolean): void {
     const { source, target } = agent;
     if (source !== undefined && sourceMayAbort(source.phase)) this.#atSource(agent, "fail");
-    if (source?.phase === "committing") this.#atSource(agent, "silence");
+    this.#sendPages(agent);
+    if (source?.phase === "committing" || source?.phase === "postcopy-active") this.#atSource(agent, "silence");
+    this.#offerToServe(agent);
     if (target?.phase === "receiving") this.#atTarget(agent, "silence");
     this.#arbitrate(agent);
     this.#ask(agent);

@@ -1,9 +1,11 @@
 // What every thread may load. Messages (zod, msgpackr) and page blocks (lz4-napi) take a thread 100 ms to load and have entries of their own:
 // @precopy/protocol/control and @precopy/protocol/page-codec.
 export * from "./address.js";
+export * from "./bitmap-pieces.js";
 export type * from "./control.js";
 export * from "./errors.js";
 export type * from "./forecast.js";
+export * from "./fault-request.js";
 export * from "./frame.js";
 export * from "./journal-entry.js";
 export * from "./limits.js";

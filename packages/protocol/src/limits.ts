@@ -31,6 +31,10 @@ export const TIMER_MS_MAX = 2 ** 31 - 1;
 export const XBZRLE_CACHE_BYTES_MAX = 2 ** 31;
 
 export const CONTROL_MESSAGE_BYTES_MAX = 2 ** 20;
+/** Words of a bitmap in one message, before they are deflated: 4 MiB. */
+export const BITMAP_PIECE_WORDS = 2 ** 20;
+/** Pieces that are sent before an answer is waited for. */
+export const BITMAP_PIECES_AT_ONCE = 8;
 export const OBSERVERS_MAX = 16;
 /** Bytes an observer of events may lag behind before it is dropped. */
 export const OBSERVER_BACKLOG_BYTES_MAX = 2 ** 20;
@@ -52,6 +56,8 @@ export const REJOIN_GRACE_MS = 10_000;
 export const RECEIVING_GRACE_MS = REJOIN_GRACE_MS + PEER_DEAD_MS;
 /** Between two tries. */
 export const REJOIN_AGAIN_MS = 100;
+/** In post-copy there is no limit: a broken link is tried again this often. */
+export const RECOVER_AGAIN_MS = 1000;
 /** A page channel that cannot be made again this often is carried by another one. */
 export const CHANNEL_RETRIES = 3;
 /** Page channels that one migration may lose before it fails: a peer that breaks every one is no peer. */

@@ -58,6 +58,7 @@ describe("fillParameters", () => {
       vcpuDirtyLimitBytesPerSecond: "vcpu-dirty-limit",
       timeoutMs: "timeout",
       xbzrleCacheBytes: "xbzrle-cache-size",
+      maxPostcopyBandwidthBytesPerSecond: "max-postcopy-bandwidth",
     } as const;
     const bad: [Partial<MigrationParameters>, string][] = [
       [{ downtimeLimitMs: 2_000_001 }, "downtime-limit"],
@@ -72,9 +73,14 @@ describe("fillParameters", () => {
       [{ vcpuDirtyLimitBytesPerSecond: 4095 }, "vcpu-dirty-limit"],
       [{ timeoutMs: 2 ** 31 }, "timeout"],
       [{ throttle: "slow" as "sdps" }, "throttle"],
-      [{ timeoutAction: "postcopy" as "force" }, "timeout-action"],
       // A command line delivers any string; the casts stand for that.
-      [{ mode: "postcopy" as "precopy" }, "mode"],
+      [{ timeoutAction: "suspend" as "force" }, "timeout-action"],
+      [{ mode: "live" as "precopy" }, "mode"],
+      // What does not go together.
+      [{ timeoutAction: "postcopy" }, "mode"],
+      [{ mode: "postcopy", isXbzrleOn: true }, "mode"],
+      [{ mode: "hybrid", isXbzrleOn: true }, "mode"],
+      [{ mode: "postcopy", isPauseBeforeSwitchoverOn: true }, "mode"],
       [{ multifdCompression: "brotli" as "lz4" }, "multifd-compression"],
       [{ pump: "rdma" as "auto" }, "pump"],
       [{ congestionControl: "" }, "congestion-control"],

@@ -6,7 +6,8 @@ export const COMPRESSIONS = ["none", "lz4", "zstd", "auto"] as const;
 /** What blocks can be compressed with. */
 export const BLOCK_COMPRESSIONS = ["lz4", "zstd"] as const satisfies readonly (typeof COMPRESSIONS)[number][];
 export type BlockCompression = (typeof BLOCK_COMPRESSIONS)[number];
-export const TIMEOUT_ACTIONS = ["cancel", "force"] as const;
+export const MODES = ["precopy", "hybrid", "postcopy", "stop-and-copy"] as const;
+export const TIMEOUT_ACTIONS = ["cancel", "force", "postcopy"] as const;
 
 /** Withholding guest run time, so that a guest that outruns the link can be moved all the same. */
 export interface ThrottleParameters {
@@ -31,7 +32,10 @@ export interface ThrottleParameters {
 export interface TimeoutParameters {
   /** From the command on; default 0, never. 0 to 2,147,483,647 ms, as long as a timer can wait. */
   readonly timeoutMs: number;
-  /** cancel (default): the guest runs on here. force: the round under way is the last, and the pause takes what it takes. */
+  /**
+   * cancel (default): the guest runs on here. force: the round under way is the last, and the pause takes what it takes. postcopy: the guest runs at
+   * the target after the round under way, whatever is missing there; with mode hybrid.
+   */
   readonly timeoutAction: (typeof TIMEOUT_ACTIONS)[number];
 }
 
@@ -42,11 +46,17 @@ export type LiveParameters = Pick<MigrationParameters, "downtimeLimitMs" | "maxB
 
 /** All of them given: what the code gets. Names are QEMU's plus the unit. */
 export interface MigrationParameters extends ThrottleParameters, TimeoutParameters {
-  readonly mode: "precopy" | "stop-and-copy";
+  /**
+   * precopy (default): rounds while the guest runs, then a short pause. hybrid: the same, but if rounds do not lead to a pause within the limit the
+   * guest runs at the target all the same, which fetches what is missing (post-copy). postcopy: that at once. stop-and-copy: all in one pause.
+   */
+  readonly mode: (typeof MODES)[number];
   /** Longest pause that permits the switch. Default 300 ms, as in QEMU and libvirt; 0 to 2,000,000. */
   readonly downtimeLimitMs: number;
   /** Cap on all page channels together, lifted in the blackout. Default 0, no cap: QEMU's 128 MiB/s is the classic trap. */
   readonly maxBandwidthBytesPerSecond: number;
+  /** The same once the guest runs at the target and fetches what is missing; what it waits for does not count. Default 0, no cap, as in QEMU. */
+  readonly maxPostcopyBandwidthBytesPerSecond: number;
   /** Page channels. Default 2 as in QEMU; 1 to 16. */
   readonly multifdChannels: number;
   /** Default none. auto: whichever of both gets pages to the target sooner, packet by packet. */
@@ -73,6 +83,7 @@ export const DEFAULT_PARAMETERS: MigrationParameters = {
   mode: "precopy",
   downtimeLimitMs: 300,
   maxBandwidthBytesPerSecond: 0,
+  maxPostcopyBandwidthBytesPerSecond: 0,
   multifdChannels: 2,
   multifdCompression: "none",
   isXbzrleOn: false,
@@ -111,16 +122,26 @@ export function fillParameters(given: Partial<MigrationParameters>): MigrationPa
   if (!COMPRESSIONS.includes(all.multifdCompression)) refuse("multifd-compression", all.multifdCompression, COMPRESSIONS.join(", "));
   if (!isWhole(all.xbzrleCacheBytes, CHANNELS_MAX * PAGE_BYTES, XBZRLE_CACHE_BYTES_MAX))
     refuse("xbzrle-cache-size", all.xbzrleCacheBytes, `${CHANNELS_MAX * PAGE_BYTES} to ${XBZRLE_CACHE_BYTES_MAX} B`);
-  if (!["precopy", "stop-and-copy"].includes(all.mode)) refuse("mode", all.mode, "precopy or stop-and-copy");
-  if (all.isPauseBeforeSwitchoverOn && all.mode !== "precopy") refuse("mode", all.mode, "precopy with pause-before-switchover");
+  if (!isWhole(all.maxPostcopyBandwidthBytesPerSecond, 0, Number.MAX_SAFE_INTEGER))
+    refuse("max-postcopy-bandwidth", all.maxPostcopyBandwidthBytesPerSecond, "0 or more B/s");
+  if (!MODES.includes(all.mode)) refuse("mode", all.mode, MODES.join(", "));
+  if (all.isPauseBeforeSwitchoverOn && !hasRounds(all)) refuse("mode", all.mode, "precopy or hybrid with pause-before-switchover");
+  if (all.isXbzrleOn && mayPostcopy(all)) refuse("mode", all.mode, "precopy with xbzrle: a page that is missing has no earlier version");
   if (!["auto", "direct", "portable"].includes(all.pump)) refuse("pump", all.pump, "auto, direct or portable");
   if (!CONGESTION_CONTROL.test(all.congestionControl))
     refuse("congestion-control", `"${all.congestionControl}"`, "auto or a name of at most 15 of a-z, 0-9 and _");
   checkThrottle(all);
   if (!isWhole(all.timeoutMs, 0, TIMER_MS_MAX)) refuse("timeout", all.timeoutMs, `0 to ${TIMER_MS_MAX} ms`);
-  if (!TIMEOUT_ACTIONS.includes(all.timeoutAction)) refuse("timeout-action", all.timeoutAction, TIMEOUT_ACTIONS.join(" or "));
+  if (!TIMEOUT_ACTIONS.includes(all.timeoutAction)) refuse("timeout-action", all.timeoutAction, TIMEOUT_ACTIONS.join(", "));
+  if (all.timeoutAction === "postcopy" && all.mode !== "hybrid") refuse("mode", all.mode, "hybrid with timeout-action postcopy");
   return all;
 }
+
+/** The guest runs on at the source while rounds are sent. */
+export const hasRounds = ({ mode }: Pick<MigrationParameters, "mode">): boolean => mode === "precopy" || mode === "hybrid";
+
+/** The guest may run at the target before all of its memory is there. */
+export const mayPostcopy = ({ mode }: Pick<MigrationParameters, "mode">): boolean => mode === "postcopy" || mode === "hybrid";
 
 function checkThrottle(all: ThrottleParameters): void {
   const isPercent = (value: number): boolean => isWhole(value, 1, 99);
@@ -139,6 +160,7 @@ export const reportParameters = (parameters: MigrationParameters): Record<string
   mode: parameters.mode,
   "downtime-limit": parameters.downtimeLimitMs,
   "max-bandwidth": parameters.maxBandwidthBytesPerSecond,
+  "max-postcopy-bandwidth": parameters.maxPostcopyBandwidthBytesPerSecond,
   "multifd-channels": parameters.multifdChannels,
   "multifd-compression": parameters.multifdCompression,
   xbzrle: parameters.isXbzrleOn,

@@ -95,7 +95,7 @@ export type ProgressEvent =
   /** Something of the link broke or was mended while the guest ran on. channel: null where the control channel is meant. code: why it broke. */
   | {
       readonly type: "link";
-      readonly what: "channel-lost" | "channel-made-again" | "lane-carried" | "control-lost" | "control-rejoined";
+      readonly what: "channel-lost" | "channel-made-again" | "lane-carried" | "control-lost" | "control-rejoined" | "postcopy-paused";
       readonly channel: number | null;
       readonly code: ErrorCode | null;
       readonly message: string;
@@ -151,7 +151,34 @@ export interface QueryMigrate {
     readonly "precopy-bytes": number;
     readonly "downtime-bytes": number;
     readonly "pages-per-second": number;
+    /** Of post-copy: pages that a vCPU stopped at and the source was asked for, and bytes sent since the guest ran at the target. */
+    readonly "postcopy-requests": number;
+    readonly "postcopy-bytes": number;
   };
+  /** Of each vCPU, its time at missing pages; absent without post-copy and before its end. */
+  readonly "postcopy-vcpu-blocktime"?: readonly number[];
+  /** us from a vCPU's stop at a missing page to the page's being there, the median; and how many took up to 1, 2, 4, ... us. */
+  readonly "postcopy-latency"?: number;
+  readonly "postcopy-latency-dist"?: readonly number[];
+}
+
+/** What post-copy came to. */
+export interface PostcopyReport {
+  /** Pages that a vCPU stopped at and the source was asked for. */
+  readonly requests: number;
+  /** And those known to hold zeros only. */
+  readonly "zero-faults": number;
+  readonly "latency-us": { readonly median: number; readonly p99: number; readonly max: number };
+  /** How many took up to 1, 2, 4, ... us. */
+  readonly "latency-dist": readonly number[];
+  readonly "vcpu-blocktime-ms": readonly number[];
+  /** Sent without being asked for. */
+  readonly "pushed-pages": number;
+  readonly "pushed-bytes": number;
+  /** Times that the link was gone and came back. */
+  readonly pauses: number;
+  /** The guest running at the target to the last page's being there, ms. */
+  readonly "fetch-ms": number;
 }
 
 /** What is kept of a migration (`--report FILE`). Keys are spelled as QEMU spells its own. */
@@ -176,9 +203,14 @@ export interface MigrationReport {
     readonly "guest-ms": number | null;
     readonly "client-ms": number | null;
   };
-  /** True only if both digests matched in the commit and the audit found nothing; null if either was off. */
+  /**
+   * True only if both digests matched in the commit and the audit found nothing; null if either was off. In post-copy: every page as it was placed at
+   * the target is what stands in the frozen image here; null with the digest off.
+   */
   readonly "digest-equal": boolean | null;
   readonly audit: AuditResult | null;
+  /** Null without post-copy. */
+  readonly postcopy: PostcopyReport | null;
   /** Page channels that broke and were made again, or carried by another one. */
   readonly "channel-losses": number;
   readonly "control-rejoins": number;

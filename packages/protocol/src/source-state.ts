@@ -6,10 +6,18 @@ import type { Decision } from "./journal-entry.js";
  * docs/model/handover.pml has the same phases and events by the same names, and docs/handover.md says what they mean.
  *
  *   setup --rounds--> active --pause--> device --prepared--> committing --active--> completed
- *     |                 |                 |                   |  |
+ *     |                 |    or split     |                   |  |
  *     '-----------------+-----------------'                   |  '--silence--> in-doubt --active--> completed
  *          fail, cancel: failed, cancelled                    |                 | |  '----give-up--> given-up
  *                                                             '---discarded-----' '-------fenced--> taken-back
+ *
+ * After `split` the target runs the guest before it has all of its memory (post-copy), and active leads elsewhere:
+ *
+ *   committing, in-doubt --active--> postcopy-active --placed--> completed
+ *                                     |          '--resumed--.
+ *                                     '--silence--> postcopy-paused --placed--> completed
+ *                                                    |  '--give-up--> given-up
+ *                                                    '-------fenced--> taken-back
  */
 export const SOURCE_PHASES = [
   "setup",
@@ -17,6 +25,8 @@ export const SOURCE_PHASES = [
   "device", // paused; leaves for committing only with PREPARED
   "committing", // COMMIT is decided: only the target's answer says who owns the guest
   "in-doubt", // and it did not come in time
+  "postcopy-active", // the guest runs at the target, which fetches from here what it does not have
+  "postcopy-paused", // and the link is gone: the guest waits there wherever it needs such a page
   "completed",
   "failed",
   "cancelled",
@@ -27,18 +37,22 @@ export const SOURCE_PHASES = [
 export type SourcePhase = (typeof SOURCE_PHASES)[number];
 
 /**
- * rounds: admitted, page channels open. pause: the guest stands still. silence: no answer in time, or the link is gone. prepared, active,
- * discarded, unknown: the target's word, as an answer to `state`, `commit` or `ask`. fenced: an operator has seen to it that the target
+ * rounds: admitted, page channels open. pause: the guest stands still. split: it does, and the target is to run it without all of its memory.
+ * silence: no answer in time, or the link is gone. resumed: it is back, in post-copy. prepared, active, discarded, unknown, placed: the target's
+ * word, as an answer to `state`, `commit` or `ask`, or that no page is missing any more. fenced: an operator has seen to it that the target
  * cannot run the guest, or the arbiter gave it to us. give-up: the operator's word that it is nobody's business here any more.
  */
 export const SOURCE_EVENTS = [
   "rounds",
   "pause",
+  "split",
   "prepared",
   "silence",
   "active",
   "discarded",
   "unknown",
+  "resumed",
+  "placed",
   "fail",
   "cancel",
   "fenced",
@@ -54,6 +68,8 @@ export interface SourceState {
   readonly epochBefore: number;
   /** False after a restart of the agent: then there is nothing to take back. */
   readonly hasImage: boolean;
+  /** The target runs the guest before it has all of its memory. */
+  readonly isSplit: boolean;
 }
 
 export type HandoverEffect =
@@ -72,11 +88,13 @@ export interface Step<S> {
 }
 
 const TABLE = {
-  setup: { rounds: "active", pause: "device", fail: "failed", cancel: "cancelled" }, // straight to device: stop-and-copy
-  active: { pause: "device", fail: "failed", cancel: "cancelled" },
+  setup: { rounds: "active", pause: "device", split: "device", fail: "failed", cancel: "cancelled" }, // straight to device: stop-and-copy
+  active: { pause: "device", split: "device", fail: "failed", cancel: "cancelled" },
   device: { prepared: "committing", fail: "failed", cancel: "cancelled" },
   committing: { silence: "in-doubt", active: "completed", discarded: "taken-back" },
   "in-doubt": { prepared: "in-doubt", active: "completed", discarded: "taken-back", fenced: "taken-back", "give-up": "given-up" },
+  "postcopy-active": { silence: "postcopy-paused", placed: "completed" },
+  "postcopy-paused": { resumed: "postcopy-active", placed: "completed", fenced: "taken-back", "give-up": "given-up" },
   completed: {},
   failed: {},
   cancelled: {},
@@ -86,17 +104,23 @@ const TABLE = {
 } as const satisfies Record<SourcePhase, Partial<Record<SourceEvent, SourcePhase>>>;
 
 /** What a peer says may come late, twice or for nothing: then it changes nothing. Anything else out of place is a mistake of ours. */
-const FROM_PEER: readonly SourceEvent[] = ["prepared", "silence", "active", "discarded", "unknown"];
+const FROM_PEER: readonly SourceEvent[] = ["prepared", "silence", "active", "discarded", "unknown", "placed"];
 
 /** Every attempt is an epoch of its own, so what an aborted one left at a target can never run. @param epoch above all that this agent has met. */
 export const offer = (epochBefore: number, epoch: number): Step<SourceState> => ({
-  state: { phase: "setup", epoch, epochBefore, hasImage: true },
+  state: { phase: "setup", epoch, epochBefore, hasImage: true, isSplit: false },
   decide: "offered",
   effects: [],
 });
 
 /** The attempt of an earlier process whose journal ends with `committed`: it asks on, with nothing in its hands. */
-export const recoverSource = (epoch: number): SourceState => ({ phase: "in-doubt", epoch, epochBefore: epoch - 1, hasImage: false });
+export const recoverSource = (epoch: number): SourceState => ({
+  phase: "in-doubt",
+  epoch,
+  epochBefore: epoch - 1,
+  hasImage: false,
+  isSplit: false, // there is nothing left to give
+});
 
 /** @throws {MigrationError} ERR_ILLEGAL_TRANSITION for an event of our own that has no place in this phase. */
 export function stepSource(from: SourceState, event: SourceEvent): Step<SourceState> {
@@ -107,18 +131,21 @@ export function stepSource(from: SourceState, event: SourceEvent): Step<SourceSt
     if (FROM_PEER.includes(event)) return { state: from, decide: undefined, effects: [] };
     throw new MigrationError("ERR_ILLEGAL_TRANSITION", `source: ${event} in ${from.phase}${isHollow ? " without an image" : ""}`);
   }
+  if (phase === "completed" && event === "active" && from.isSplit) return enter(from, "postcopy-active", event);
   return enter(from, phase === "taken-back" && !from.hasImage ? "lost" : phase, event);
 }
 
 function enter(from: SourceState, phase: SourcePhase, event: SourceEvent): Step<SourceState> {
   const { epoch, epochBefore } = from;
-  const state = { ...from, phase };
+  const state = { ...from, phase, isSplit: from.isSplit || event === "split" };
   const ended = { ...state, hasImage: false };
   const journal = (decision: Decision, at = epoch): HandoverEffect => ({ effect: "journal", decision, epoch: at });
   switch (phase) {
     case "setup":
     case "active":
     case "device":
+    case "postcopy-active":
+    case "postcopy-paused":
       return { state, decide: undefined, effects: [] };
     case "committing":
       return { state, decide: "committed", effects: [{ effect: "send", message: "commit" }] };
@@ -153,3 +180,6 @@ export function sourceMayRunGuest({ phase }: SourceState): boolean {
 
 /** Up to here a failure or a cancel leaves the guest at the source as if nothing had happened. */
 export const sourceMayAbort = (phase: SourcePhase): boolean => phase === "setup" || phase === "active" || phase === "device";
+
+/** The guest runs at the target, and part of its memory is here only. */
+export const isServing = (phase: SourcePhase): boolean => phase === "postcopy-active" || phase === "postcopy-paused";

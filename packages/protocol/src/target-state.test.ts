@@ -1,17 +1,19 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { standingOf } from "./journal-entry.js";
 import type { HandoverEffect } from "./source-state.js";
 import { OWNER_ANSWERS, TARGET_EVENTS, TARGET_PHASES, admitted, ownerAnswer, stepTarget, targetMayRunGuest } from "./target-state.js";
 import type { TargetEvent, TargetPhase, TargetState } from "./target-state.js";
 
 /** Every phase and event a second time, by hand. `.` changes nothing and asks for nothing; `!` throws. */
 const EXPECTED = `
-              verified  commit   abort      silence    fail       cancel     superseded  outvoted   claim
-  receiving   prepared  .        discarded  discarded  discarded  discarded  discarded   !          !
-  prepared    !         active   discarded  .          discarded  discarded  discarded   discarded  claimed
-  active      !         active   .          .          !          !          .           !          !
-  discarded   !         .        .          .          !          !          .           !          !
-  claimed     !         claimed  .          .          !          !          .           !          !
+              verified  commit   abort      silence    fail       cancel     superseded  outvoted   claim    starved
+  receiving   prepared  .        discarded  discarded  discarded  discarded  discarded   !          !        !
+  prepared    !         active   discarded  .          discarded  discarded  discarded   discarded  claimed  !
+  active      !         active   .          .          !          !          .           !          !        lost
+  discarded   !         .        .          .          !          !          .           !          !        !
+  lost        !         .        .          .          !          !          .           !          !        !
+  claimed     !         claimed  .          .          !          !          .           !          !        !
 `;
 const [head = [], ...rows] = EXPECTED.trim()
   .split("\n")
@@ -88,13 +90,14 @@ describe("target state", () => {
       }
   });
 
-  it("comes to run the guest only out of prepared, by COMMIT or an operator, and never stops being the owner or discarded", () => {
+  it("comes to run the guest only out of prepared, by COMMIT or an operator, and never stops being the owner but by starving", () => {
     for (const phase of TARGET_PHASES)
       for (const event of TARGET_EVENTS) {
         const next = expected(phase, event) ?? "";
         if (["active", "claimed"].includes(next) && next !== phase)
           assert.deepEqual([phase, event], ["prepared", next === "active" ? "commit" : "claim"]);
-        if (!["receiving", "prepared"].includes(phase)) assert.ok([phase, ".", "!"].includes(next), `${phase} ${event}`);
+        if (["receiving", "prepared"].includes(phase) || (phase === "active" && event === "starved")) continue;
+        assert.ok([phase, ".", "!"].includes(next), `${phase} ${event}`);
       }
   });
 
@@ -104,9 +107,16 @@ describe("target state", () => {
       ["commit", "abort", "fail", "cancel", "superseded", "outvoted", "claim"],
     ));
 
-  it("tells a source that asks what it is, and of a claimed copy that it runs", () => {
+  it("lets go of a guest that starved, and writes nothing down: the last line says gone of it, as this process does from now on", () => {
+    const owner = stepTarget(at("prepared"), "commit").decide;
+    assert.deepEqual(stepTarget(at("active"), "starved"), { state: at("lost"), decide: undefined, effects: [{ effect: "free" }] });
+    assert.equal(owner, "owner");
+    assert.equal(standingOf([{ at: "", epoch: 7, decision: owner, boot: "b" }], "b").standing, ownerAnswer(at("lost")));
+  });
+
+  it("tells a source that asks what it is, of a claimed copy that it runs, and of a lost guest that it is gone", () => {
     const answers = TARGET_PHASES.map((phase) => ownerAnswer(at(phase)));
-    assert.deepEqual(answers, ["receiving", "prepared", "active", "discarded", "active"]);
+    assert.deepEqual(answers, ["receiving", "prepared", "active", "discarded", "gone", "active"]);
     for (const answer of answers) assert.ok(OWNER_ANSWERS.includes(answer));
   });
 });

@@ -7,7 +7,7 @@ import type { HandoverEffect, Step } from "./source-state.js";
  *
  *   receiving --verified--> prepared --commit--> active
  *       |                     |    '---claim--> claimed        (an operator's: the copy runs one epoch above the attempt's)
- *       '---------------------'
+ *       '---------------------'          '--starved--> lost    (in post-copy)
  *         abort, fail, cancel, superseded: discarded; silence: only out of receiving; outvoted: only out of prepared
  */
 export const TARGET_PHASES = [
@@ -15,6 +15,7 @@ export const TARGET_PHASES = [
   "prepared", // all is here and verified; waits for COMMIT
   "active", // owner: the guest runs here
   "discarded", // final: this epoch never runs here
+  "lost", // it ran here, and what was missing of its memory is nowhere any more
   "claimed", // owner by an operator's word, of a copy that may be older than what the source did since
 ] as const;
 export type TargetPhase = (typeof TARGET_PHASES)[number];
@@ -22,9 +23,21 @@ export type TargetPhase = (typeof TARGET_PHASES)[number];
 /**
  * verified: all pages and the state are here and the digests equal. commit, abort: the source's word. silence: its link was gone for longer
  * than the grace period. fail: something went wrong here. cancel: this side's operator, or its orderly end. superseded: the source offers
- * the guest again. outvoted: the arbiter has given the guest to somebody else. claim: an operator runs the copy.
+ * the guest again. outvoted: the arbiter has given the guest to somebody else. claim: an operator runs the copy. starved: the source, which
+ * had pages that are missing here, has ended.
  */
-export const TARGET_EVENTS = ["verified", "commit", "abort", "silence", "fail", "cancel", "superseded", "outvoted", "claim"] as const;
+export const TARGET_EVENTS = [
+  "verified",
+  "commit",
+  "abort",
+  "silence",
+  "fail",
+  "cancel",
+  "superseded",
+  "outvoted",
+  "claim",
+  "starved",
+] as const;
 export type TargetEvent = (typeof TARGET_EVENTS)[number];
 
 export interface TargetState {
@@ -55,7 +68,8 @@ const TABLE = {
     outvoted: "discarded",
     claim: "claimed",
   },
-  active: { commit: "active" }, // answered again
+  active: { commit: "active", starved: "lost" }, // COMMIT is answered again
+  lost: {},
   discarded: {},
   claimed: { commit: "claimed" }, // the source is told that the guest runs here, and lets go of its copy
 } as const satisfies Record<TargetPhase, Partial<Record<TargetEvent, TargetPhase>>>;
@@ -84,6 +98,8 @@ export function stepTarget(from: TargetState, event: TargetEvent): Step<TargetSt
     case "active":
       if (from.phase === "active") return { state, decide: undefined, effects: [{ effect: "send", message: "active" }] };
       return decided("owner", { effect: "run", epoch }, { effect: "send", message: "active" });
+    case "lost":
+      return { state, decide: undefined, effects: [{ effect: "free" }] };
     case "discarded": {
       const effects: HandoverEffect[] = [{ effect: "send", message: "failed" }, { effect: "free" }];
       // Only PREPARED may have led to a COMMIT: only then somebody may ask for our word later, when this process is no more.
@@ -99,4 +115,7 @@ export function stepTarget(from: TargetState, event: TargetEvent): Step<TargetSt
 export const targetMayRunGuest = ({ phase }: TargetState): boolean => phase === "active" || phase === "claimed";
 
 /** What a source that asks is told while the attempt is in this agent's memory. */
-export const ownerAnswer = ({ phase }: TargetState): OwnerAnswer => (phase === "claimed" ? "active" : phase);
+export const ownerAnswer = ({ phase }: TargetState): OwnerAnswer => {
+  if (phase === "claimed") return "active";
+  return phase === "lost" ? "gone" : phase;
+};

@@ -20,7 +20,7 @@ async function hasHeard(to: Address, attempt: Attempt, reason: MigrationError, s
   try {
     const late = (): MigrationError => new MigrationError("ERR_PEER_DEAD", "No answer");
     const answered = control.expect(["owner"], ACTIVE_TIMEOUT_MS, late);
-    control.send({ type: "ask", ...attempt });
+    control.send({ type: "ask", ...attempt, hasImage: true });
     const { phase } = await answered;
     if (phase !== "prepared" && phase !== "receiving") return true;
     control.send({ type: "abort", code: reason.code, message: reason.message.slice(0, 1000) });

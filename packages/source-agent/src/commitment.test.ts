@@ -104,6 +104,7 @@ async function decided(
         };
       },
       onPageChannel: () => false,
+      onFaultChannel: () => false,
     },
     "test",
   );

@@ -64,11 +64,11 @@ export class Commitment {
     await this.#inTurn(async () => {
       if (handover.state.phase === "committing") await this.#carryOut();
     });
-    while (!handover.isOver) {
+    while (handover.isOpen) {
       await this.#rest();
       if (this.#abandoned !== undefined) throw this.#abandoned;
       await this.#inTurn(async () => {
-        if (!handover.isOver) await this.#ask(false);
+        if (handover.isOpen) await this.#ask(false);
       });
       // Its target is silent, and the arbiter knows whether it ever became the owner.
       const isOverdue = performance.now() - startedAt > ARBITRATION_AFTER_MS;
@@ -174,7 +174,7 @@ export class Commitment {
   async #question(control: ControlChannel): Promise<OwnerAnswer> {
     const { attempt } = this.#ports;
     const answered = control.expect(["owner", "active"], ACTIVE_TIMEOUT_MS, silence("the question who owns the guest"));
-    control.send({ type: "ask", ...attempt });
+    control.send({ type: "ask", ...attempt, hasImage: this.#ports.handover.state.hasImage });
     const answer = await answered;
     return answer.type === "active" ? "active" : answer.phase;
   }
@@ -203,7 +203,7 @@ export class Commitment {
 
   async #arbitrate(arbitration: Arbitration): Promise<void> {
     const { handover } = this.#ports;
-    if (handover.isOver) return;
+    if (!handover.isOpen) return;
     try {
       if (await arbitration.takeBack(false)) handover.step("fenced");
       else
@@ -222,6 +222,7 @@ export class Commitment {
 
   #doubt(reason: MigrationError): void {
     const { handover, onDoubt } = this.#ports;
+    if (!handover.isOpen) return; // it runs at the target, in post-copy: the link that serves it knows better
     handover.step("silence");
     if (reason.message === this.#lastDoubt) return; // once for each reason, not once a second
     this.#lastDoubt = reason.message;

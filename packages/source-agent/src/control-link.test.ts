@@ -42,7 +42,11 @@ class Target {
         target.onMessage(message, channel);
       };
     };
-    const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel: () => false }, "test");
+    const port = await AgentPort.listen(
+      { host: "127.0.0.1", port: 0 },
+      { onControl, onPageChannel: () => false, onFaultChannel: () => false },
+      "test",
+    );
     const target = new Target(port.address);
     context.after(() => port.close());
     return target;

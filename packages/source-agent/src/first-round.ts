@@ -1,4 +1,4 @@
-import { watchedWriter } from "@precopy/engine";
+import { TYPICAL_COSTS, watchedWriter } from "@precopy/engine";
 import type { CurvePoint, Measured } from "@precopy/engine";
 import { Bitmap } from "@precopy/guest";
 import type { MemoryService } from "@precopy/guest";
@@ -87,6 +87,7 @@ export class FirstRound {
         roundMs: roundTripMs,
         prepareMs: Math.max(0, handover.send - roundTripMs),
         commitMs: Math.max(0, handover.commit - resumeMs),
+        faultMs: TYPICAL_COSTS.faultMs,
         wireBytesPerPage: normalPages === 0 ? PAGE_BYTES : bytes / normalPages,
       },
       linkSpread: LINK_SPREAD,

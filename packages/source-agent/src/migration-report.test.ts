@@ -23,6 +23,8 @@ const QEMU_RAM_KEYS = [
   "precopy-bytes",
   "downtime-bytes",
   "pages-per-second",
+  "postcopy-requests",
+  "postcopy-bytes",
 ];
 const MEMORY_BYTES = 2 ** 30;
 const FROM = { host: "10.0.0.1", port: 4646 };
@@ -59,6 +61,7 @@ const RESULT: SwitchResult = {
   setupMs: 33.337,
   downtimeBytes: 123_456,
   expectedDowntimeMs: 12.3456,
+  missing: undefined,
 };
 const LOST = new MigrationError("ERR_PEER_DEAD", "Nothing heard from the peer for 5 s");
 
@@ -84,6 +87,9 @@ function migration(
     resentPages: 0,
     forecasts: [],
     audit: null,
+    postcopy: null,
+    isImageEqual: null,
+    serving: undefined,
     guest: {
       epoch: 7,
       dirtyLog: "mmu",
@@ -150,6 +156,8 @@ describe("query-migrate", () => {
       device: "device",
       committing: "device",
       "in-doubt": "in-doubt",
+      "postcopy-active": "postcopy-active",
+      "postcopy-paused": "postcopy-paused",
       completed: "completed",
       failed: "failed",
       cancelled: "cancelled",

@@ -2,7 +2,16 @@ import { downtimeParts } from "@precopy/engine";
 import type { SwitchResult } from "@precopy/engine";
 import type { Guest } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, addXbzrle, formatAddress, qemuStatus, reportParameters } from "@precopy/protocol";
-import type { Address, DowntimeParts, Forecast, ForecastRange, MigrationReport, QueryMigrate, RoundProgress } from "@precopy/protocol";
+import type {
+  Address,
+  DowntimeParts,
+  Forecast,
+  ForecastRange,
+  MigrationReport,
+  PostcopyReport,
+  QueryMigrate,
+  RoundProgress,
+} from "@precopy/protocol";
 import type { OutgoingMigration } from "./outgoing-migration.js";
 
 const round2 = (value: number): number => Math.round(value * 100) / 100;
@@ -19,6 +28,9 @@ type Read =
   | "guestGapMs"
   | "hostGapMs"
   | "audit"
+  | "postcopy"
+  | "isImageEqual"
+  | "serving"
   | "afterwards"
   | "congestionControl"
   | "forecasts"
@@ -34,15 +46,19 @@ export function queryMigrate(
   result: SwitchResult | undefined,
   error: MigrationError | undefined,
 ): QueryMigrate {
-  const { rounds, guest, phase } = migration;
+  const { rounds, guest } = migration;
   const last = rounds.at(-1);
   const transferred = sum(rounds, ({ bytes }) => bytes);
   const normal = sum(rounds, ({ normalPages }) => normalPages);
   const elapsedMs = result?.totalMs ?? performance.now() - migration.acceptedAtMs;
   const expected = last?.expectedDowntimeMs;
   const downtimeBytes = result?.downtimeBytes ?? 0;
+  const { postcopy, serving } = migration;
+  const pushedBytes = postcopy?.pushedBytes ?? serving?.pushedBytes ?? 0;
+  const requests = postcopy?.faults.requests ?? serving?.requests ?? 0;
+  const postcopyBytes = pushedBytes + requests * PAGE_BYTES;
   return {
-    status: phase === "active" && last?.isReady === true ? "pre-switchover" : qemuStatus(phase),
+    status: statusOf(migration),
     "total-time": round2(elapsedMs),
     ...(result === undefined ? {} : { downtime: round2(result.downtimeMs), "setup-time": round2(result.setupMs) }),
     ...(result === undefined && error === undefined && expected !== undefined ? { "expected-downtime": round2(expected) } : {}),
@@ -50,8 +66,8 @@ export function queryMigrate(
     ...(error === undefined ? {} : { "error-desc": error.message }),
     ...(migration.parameters.isXbzrleOn ? { "xbzrle-cache": xbzrleCache(migration) } : {}),
     ram: {
-      transferred,
-      remaining: (last?.remainingPages ?? 0) * PAGE_BYTES,
+      transferred: transferred + postcopyBytes,
+      remaining: (postcopy === null ? (serving?.remainingPages ?? last?.remainingPages ?? 0) : 0) * PAGE_BYTES,
       total: guest.manifest.memoryBytes,
       duplicate: sum(rounds, ({ zeroPages }) => zeroPages),
       normal,
@@ -66,8 +82,22 @@ export function queryMigrate(
       "precopy-bytes": transferred - downtimeBytes,
       "downtime-bytes": downtimeBytes,
       "pages-per-second": Math.round((normal / Math.max(elapsedMs, 0.001)) * 1000),
+      "postcopy-requests": requests,
+      "postcopy-bytes": postcopyBytes,
     },
+    ...(postcopy === null
+      ? {}
+      : {
+          "postcopy-vcpu-blocktime": postcopy.faults.vcpuBlockedMs.map(round2),
+          "postcopy-latency": round2(postcopy.faults.medianUs),
+          "postcopy-latency-dist": postcopy.faults.distribution,
+        }),
   };
+}
+
+function statusOf({ phase, rounds, serving }: ReportedMigration): string {
+  if (phase === "active" && rounds.at(-1)?.isReady === true) return "pre-switchover";
+  return phase === "postcopy-paused" && serving?.isRecovering === true ? "postcopy-recover" : qemuStatus(phase);
 }
 
 function xbzrleCache({ rounds, parameters }: ReportedMigration): NonNullable<QueryMigrate["xbzrle-cache"]> {
@@ -118,6 +148,7 @@ const rounded = (forecast: Forecast): Forecast => ({
   "downtime-parts": roundedParts(forecast["downtime-parts"]),
   bytes: roundedRange(forecast.bytes),
   "lost-percent": round2(forecast["lost-percent"]),
+  "blocked-ms": roundedRange(forecast["blocked-ms"]),
 });
 
 /** What is kept of a migration, however it ended. */
@@ -129,6 +160,7 @@ export function migrationReport(
 ): MigrationReport {
   const { parameters, audit } = migration;
   const isProven = parameters.isDigestOn && parameters.isAuditOn && result !== undefined;
+  const isEqual = isProven ? audit !== null && audit.mismatched === 0 : null;
   const breakdown = result?.breakdown;
   return {
     guest: migration.guest.manifest.id,
@@ -163,8 +195,9 @@ export function migrationReport(
       "guest-ms": migration.guestGapMs === null ? null : round2(migration.guestGapMs),
       "client-ms": null,
     },
-    "digest-equal": isProven ? audit !== null && audit.mismatched === 0 : null,
+    "digest-equal": migration.postcopy === null ? isEqual : migration.isImageEqual,
     audit: audit === null ? null : { ...audit, ms: round2(audit.ms) },
+    postcopy: postcopyReport(migration),
     verdict: verdict(migration, result, error),
     "channel-losses": migration.channelLosses,
     "control-rejoins": migration.controlRejoins,
@@ -179,8 +212,24 @@ export function migrationReport(
   };
 }
 
+function postcopyReport({ postcopy }: ReportedMigration): PostcopyReport | null {
+  if (postcopy === null) return null;
+  const { requests, zeros, medianUs, p99Us, maxUs, distribution, vcpuBlockedMs } = postcopy.faults;
+  return {
+    requests,
+    "zero-faults": zeros,
+    "latency-us": { median: round2(medianUs), p99: round2(p99Us), max: round2(maxUs) },
+    "latency-dist": distribution,
+    "vcpu-blocktime-ms": vcpuBlockedMs.map(round2),
+    "pushed-pages": postcopy.pushedPages,
+    "pushed-bytes": postcopy.pushedBytes,
+    pauses: postcopy.pauses,
+    "fetch-ms": round2(postcopy.fetchMs),
+  };
+}
+
 function verdict(
-  { rounds, audit, parameters, afterwards }: ReportedMigration,
+  { rounds, audit, parameters, afterwards, postcopy, isImageEqual }: ReportedMigration,
   result: SwitchResult | undefined,
   error: MigrationError | undefined,
 ): string {
@@ -189,8 +238,11 @@ function verdict(
   if (result === undefined) return "in progress";
   if (audit !== null && audit.mismatched > 0)
     return `the dirty log lost ${audit.mismatched} of ${audit.pages} pages: do not trust the moved guest`;
+  if (isImageEqual === false) return "what was placed at the target is not what stands here: do not trust the moved guest";
   const parts = Object.entries(result.breakdown).sort(([, one], [, other]) => other - one);
   const largest = parts[0] === undefined ? "" : `, most of it ${parts[0][0]} (${parts[0][1].toFixed(1)} ms)`;
   const pause = `paused ${result.downtimeMs.toFixed(1)} ms${largest}`;
-  return `${parameters.mode === "precopy" ? `converged in ${rounds.length} rounds` : "stopped and copied"}; ${pause}${more}`;
+  if (postcopy !== null)
+    return `post-copy after ${rounds.length - 1} rounds; ${pause}; then the guest waited for ${postcopy.faults.requests} of ${postcopy.faults.requests + postcopy.pushedPages} pages, ${Math.max(0, ...postcopy.faults.vcpuBlockedMs).toFixed(0)} ms in all${more}`;
+  return `${parameters.mode !== "stop-and-copy" ? `converged in ${rounds.length} rounds` : "stopped and copied"}; ${pause}${more}`;
 }

@@ -1,17 +1,20 @@
 import { randomUUID } from "node:crypto";
 import { Migration, SourceHandover, forecast } from "@precopy/engine";
 import type { FinalState, SwitchResult } from "@precopy/engine";
-import { hostTime } from "@precopy/guest";
-import type { Arbiter, Guest, GuestHost, GuestRegistry, HashTable, ZeroCheck } from "@precopy/guest";
+import { hostTime, joinDigests } from "@precopy/guest";
+import type { Arbiter, Bitmap, Guest, GuestHost, GuestRegistry, HashTable, ZeroCheck } from "@precopy/guest";
 import {
   ARRIVAL_REPORT_TIMEOUT_MS,
+  BITMAP_PIECES_AT_ONCE,
   MigrationError,
   PAGE_BYTES,
   TIMER_MS_MAX,
   fillParameters,
   formatAddress,
+  hasRounds,
   isPlainData,
   offer,
+  piecesOf,
   preparedTimeoutMs,
 } from "@precopy/protocol";
 import type {
@@ -27,8 +30,16 @@ import type {
   RoundProgress,
   SourcePhase,
 } from "@precopy/protocol";
-import { ControlChannel, checkCongestionControl, choosePump, peerError } from "@precopy/transport";
-import type { ChannelThreads, PumpKind } from "@precopy/transport";
+import {
+  ControlChannel,
+  FaultServing,
+  allocateServedPages,
+  checkCongestionControl,
+  choosePump,
+  connectFaultChannel,
+  peerError,
+} from "@precopy/transport";
+import type { ChannelThreads, PumpKind, ServedPages } from "@precopy/transport";
 import { arbitrationOf } from "./arbitration.js";
 import { Commitment } from "./commitment.js";
 import { ControlLink } from "./control-link.js";
@@ -37,6 +48,8 @@ import { FirstRound } from "./first-round.js";
 import type { LinkEvent, PageLink } from "./page-link.js";
 import { likelyCosts } from "./plan.js";
 import type { HandoverCosts } from "./plan.js";
+import { PostcopyServing } from "./postcopy-serving.js";
+import type { PostcopyResult } from "./postcopy-serving.js";
 import { beAdmitted, makePageLink, silence } from "./transfer.js";
 import type { Admitted, Transfer } from "./transfer.js";
 
@@ -99,6 +112,10 @@ export class OutgoingMigration {
   #link: PageLink | undefined;
   #commitment: Commitment | undefined;
   #hashes: HashTable | undefined;
+  #pump: PumpKind = "portable";
+  #admitted: Admitted | undefined;
+  #faults: { readonly serving: FaultServing; readonly served: ServedPages } | undefined;
+  #serving: PostcopyServing | undefined;
   #pauseTimer: NodeJS.Timeout | undefined;
   /** Of `timeout`. */
   #timer: NodeJS.Timeout | undefined;
@@ -122,6 +139,10 @@ export class OutgoingMigration {
   /** Pause asked for to guest running, where both agents are on one host. */
   hostGapMs: number | null = null;
   audit: AuditResult | null = null;
+  /** Of post-copy, once every page is at the target. */
+  postcopy: PostcopyResult | null = null;
+  /** In post-copy: what the target holds is what was here at the pause; null while nobody knows, and with the digest off. */
+  isImageEqual: boolean | null = null;
 
   /** Writes the attempt down. */
   constructor(guest: Guest, to: Address, parameters: MigrationParameters, options: SourceAgentOptions) {
@@ -177,6 +198,17 @@ export class OutgoingMigration {
     return this.#commitment;
   }
 
+  /** Of post-copy, while it serves the target. */
+  get serving(): PostcopyServing | undefined {
+    return this.#serving;
+  }
+
+  /** The guest runs at the target after the round under way. @throws {MigrationError} ERR_NO_MIGRATION */
+  goToPostcopy(): void {
+    if (this.#migration === undefined) throw new MigrationError("ERR_NO_MIGRATION", "The target has not admitted the guest yet");
+    this.#migration.goToPostcopy();
+  }
+
   /** @throws {MigrationError} ERR_CANCEL_TOO_LATE once COMMIT is out. */
   cancel(): void {
     if (this.#migration === undefined) this.#abort.abort(new MigrationError("ERR_CANCELLED", "Cancelled by the operator"));
@@ -186,6 +218,7 @@ export class OutgoingMigration {
   /** The process ends while the target has not answered. The guest stands still to the end, and the journal says `committed`. */
   abandon(): void {
     this.#commitment?.abandon();
+    this.#serving?.abandon();
   }
 
   /**
@@ -195,7 +228,7 @@ export class OutgoingMigration {
   async run(): Promise<SwitchResult> {
     this.#limitTime();
     try {
-      const result = await this.#handOver();
+      const result = await this.#serveRest(await this.#handOver());
       await this.#carryOut(new MigrationError("ERR_LINK_LOST", "The migration is complete"));
       await this.#forecasting?.();
       return result;
@@ -229,9 +262,12 @@ export class OutgoingMigration {
   async #handOver(): Promise<SwitchResult> {
     const { guest, epoch, parameters } = this;
     const { memory } = this.#options.guests;
+    if (!guest.isWhole)
+      throw new MigrationError("ERR_BUSY", `Guest ${guest.manifest.id} still fetches its memory from where it ran before`);
     if (guest.dirtyLog === "barrier" && guest.hasDirectWriter)
       throw new MigrationError("ERR_UNTRACKED_WRITES", "A workload writes guest memory directly, which the barrier dirty log cannot see");
     const pump = choosePump(parameters.pump);
+    this.#pump = pump;
     checkCongestionControl(parameters.congestionControl, pump); // a channel that was refused it would be made again, and refused again
     this.#emit({
       type: "started",
@@ -251,6 +287,7 @@ export class OutgoingMigration {
     this.#control = control;
     this.#abort.signal.addEventListener("abort", () => this.#leave(MigrationError.from(this.#abort.signal.reason)), { once: true });
     const admitted = await beAdmitted(control, this.#transfer);
+    this.#admitted = admitted;
     this.#resumeMs = admitted.probeMs;
     control.setLasting(true); // the guest runs, and will for a while
     const link = await this.#openPages(control, pump, admitted);
@@ -268,7 +305,7 @@ export class OutgoingMigration {
           start: async (into) => {
             await this.#reached;
             const ms = await memory.start(into);
-            if (parameters.mode === "precopy") this.#firstRound.begin(ms);
+            if (hasRounds(parameters)) this.#firstRound.begin(ms);
             return ms;
           },
           collect: (into) => {
@@ -287,6 +324,11 @@ export class OutgoingMigration {
           tell: (state) => this.#sendState(control, state),
           prepare: () => this.#prepare(control, link),
           commit: () => this.#commit(control),
+        },
+        postcopy: {
+          devicePages: guest.devicePages,
+          discard: (pages) => this.#discard(control, pages),
+          tellDiscard: (pages) => this.#tellDiscard(control, pages),
         },
         stop: (reason) => this.#stop(reason),
         onRound: (round) => {
@@ -314,7 +356,10 @@ export class OutgoingMigration {
   async #openPages(control: ControlLink, pump: PumpKind, admitted: Admitted): Promise<PageLink> {
     this.#hashes = this.parameters.isDigestOn ? this.guest.freshHashTable() : undefined;
     const link = makePageLink(control, this.#transfer, pump, this.#hashes, admitted, {
-      fail: (error) => this.#migration?.fail(error),
+      fail: (error) => {
+        this.#migration?.fail(error);
+        this.#serving?.fail(error);
+      },
       onEvent: (event) => this.#emitLink(event),
       onMessage: (message) => this.#onMessage(message),
     });
@@ -325,10 +370,66 @@ export class OutgoingMigration {
     return link;
   }
 
+  #tellDiscard(control: ControlLink, pages: Bitmap): void {
+    for (const piece of piecesOf(pages.words)) control.send({ type: "discard", epoch: this.epoch, ...piece });
+  }
+
+  /** And has the target listen. Whatever it asks for from here on can be answered. */
+  async #discard(control: ControlLink, pages: Bitmap): Promise<void> {
+    const pieces = [...piecesOf(pages.words)];
+    do {
+      const listening = control.expect(["listening"], TIMER_MS_MAX, silence("what it will miss"));
+      for (const piece of pieces.splice(0, BITMAP_PIECES_AT_ONCE)) control.send({ type: "discard", epoch: this.epoch, ...piece });
+      control.send({ type: "listen", epoch: this.epoch });
+      await listening;
+    } while (pieces.length > 0);
+    this.#faults ??= await this.#openFaults();
+  }
+
+  async #openFaults(): Promise<{ serving: FaultServing; served: ServedPages }> {
+    const { guest, to } = this;
+    const { session } = this.attempt;
+    const socket = await connectFaultChannel(to, { session, generation: 1 }, this.#abort.signal);
+    const served = allocateServedPages(guest.memory.pages);
+    const serving = await FaultServing.open(socket, this.#options.threads, this.#pump, guest.memory.share(), served);
+    serving.onFailure = (error) => this.#migration?.fail(error); // until it serves
+    return { serving, served };
+  }
+
+  /** In post-copy: until nothing is missing at the target any more, however long that takes. */
+  async #serveRest(result: SwitchResult): Promise<SwitchResult> {
+    const [control, link, faults, admitted] = [this.#control, this.#link, this.#faults, this.#admitted];
+    if (result.missing === undefined || control === undefined || link === undefined || faults === undefined || admitted === undefined)
+      return result;
+    const ports = {
+      transfer: this.#transfer,
+      pump: this.#pump,
+      admitted,
+      handover: this.handover,
+      onEvent: (event: LinkEvent) => this.#emitLink(event),
+    };
+    this.#serving = new PostcopyServing(ports, result.missing);
+    const stopping = this.#options.guests.memory.stop(); // nobody writes here any more
+    this.postcopy = (await this.#serving.run(control, link, faults.serving, faults.served)) ?? null;
+    const totalMs = performance.now() - this.acceptedAtMs;
+    await stopping;
+    if (this.phase === "taken-back") throw new MigrationError("ERR_TAKEN_BACK", "The guest was taken back, as it was at the pause");
+    if (this.phase === "given-up") throw new MigrationError("ERR_GIVEN_UP", "The operator gave up what was left of the guest here");
+    await this.#compareImages();
+    return { ...result, totalMs };
+  }
+
+  /** The target's image, page by page as it was placed, with the one that stands here. */
+  async #compareImages(): Promise<void> {
+    const theirs = this.postcopy?.digest ?? null;
+    if (theirs === null || this.#hashes === undefined) return;
+    this.isImageEqual = joinDigests([await this.#options.guests.memory.digest(this.#hashes)]) === theirs;
+  }
+
   /** Simulated at once if there is time for it, else when nobody waits any more: what it is made from does not change. */
   #forecastFrom(round: RoundProgress, roundTripMs: number): void {
     const { guest, parameters } = this;
-    if (parameters.mode !== "precopy" || round.verdict === undefined) return;
+    if (!hasRounds(parameters) || round.verdict === undefined) return;
     const handover = this.#options.handoverCosts?.(formatAddress(this.to)) ?? likelyCosts(roundTripMs, this.#resumeMs);
     const { multifdChannels: channels } = parameters;
     const known = { pauseMs: this.#pauseMs, resumeMs: this.#resumeMs, roundTripMs, handover, channels };
@@ -347,6 +448,7 @@ export class OutgoingMigration {
   #onMessage(message: ControlMessage): void {
     if (message.type === "failed") this.#migration?.fail(peerError(message));
     else if (message.type === "arrived") this.#onArrived(message);
+    else this.#serving?.onMessage(message);
   }
 
   #onArrived({ guestGapMs, ranAt }: Message<"arrived">): void {
@@ -383,7 +485,8 @@ export class OutgoingMigration {
         () => this.#limitPause(),
         () => {}, // the link broke: that has ended the migration already
       );
-    const expected = link.digest(this.parameters.isDigestOn);
+    // In post-copy the images are compared when the target has all of its own.
+    const expected = this.handover.state.isSplit ? null : link.digest(this.parameters.isDigestOn);
     if (expected !== null) control.send({ type: "image", epoch: this.epoch, digest: expected });
     const answer = await this.#prepared;
     if (answer?.digest !== expected || answer.epoch !== this.epoch)
@@ -451,7 +554,7 @@ export class OutgoingMigration {
   /** Before COMMIT: tells the target, and ends link and control, so that everything pending on them rejects. */
   async #stop(reason: MigrationError): Promise<void> {
     this.#leave(reason);
-    await this.#link?.stop(reason);
+    await Promise.all([this.#link?.stop(reason), this.#faults?.serving.end()]);
   }
 
   #leave(reason: MigrationError): void {
@@ -492,7 +595,7 @@ export class OutgoingMigration {
         return effect.message === "abort" ? this.#stop(reason) : undefined;
       case "run":
         if (this.#isPaused) this.guest.resume(effect.epoch); // before anything that may fail
-        await this.#link?.stop(reason);
+        await Promise.all([this.#link?.stop(reason), this.#faults?.serving.end()]);
         return this.#options.guests.memory.stop();
       case "free":
         return this.#free(reason);
@@ -503,9 +606,11 @@ export class OutgoingMigration {
   async #free(reason: MigrationError): Promise<void> {
     const { registry, guests } = this.#options;
     await this.#attempt(() => this.#link?.stop(reason));
+    await this.#attempt(() => this.#faults?.serving.end());
     await this.#attempt(() => guests.memory.stop());
     await this.#attempt(async () => {
-      const mayAudit = this.#hashes !== undefined && this.parameters.isAuditOn && this.phase === "completed";
+      const { state } = this.handover;
+      const mayAudit = this.#hashes !== undefined && this.parameters.isAuditOn && state.phase === "completed" && !state.isSplit;
       if (mayAudit && this.#hashes !== undefined) this.audit = await guests.memory.audit(this.#hashes);
     });
     // Only when nothing of it is left may the next one come.

@@ -1,5 +1,5 @@
 import { availableParallelism } from "node:os";
-import { changesThatHelp, forecast, watchedWriter } from "@precopy/engine";
+import { TYPICAL_COSTS, changesThatHelp, forecast, watchedWriter } from "@precopy/engine";
 import type { Measured, ModelCosts } from "@precopy/engine";
 import { Bitmap } from "@precopy/guest";
 import { formatAddress, reportParameters } from "@precopy/protocol";
@@ -84,6 +84,7 @@ function measure(
     roundMs: survey["round-ms"],
     prepareMs: Math.max(0, handover.send - survey["round-ms"]),
     commitMs: Math.max(0, handover.commit - resumeMs),
+    faultMs: TYPICAL_COSTS.faultMs,
     wireBytesPerPage,
   };
   return {

@@ -7,6 +7,7 @@ import {
   MigrationError,
   fillParameters,
   formatAddress,
+  isServing,
   recoverSource,
   reportParameters,
   sourceMayAbort,
@@ -218,6 +219,8 @@ export class SourceAgent {
     if (commitment === undefined || handover === undefined)
       throw new MigrationError("ERR_NOTHING_TO_RESOLVE", `Guest ${guest} is not in doubt here`);
     const { epoch } = handover.state;
+    if (handover.state.phase === "postcopy-active")
+      throw new MigrationError("ERR_OWNED_ELSEWHERE", `Guest ${guest} runs at the target, and fetches its memory from here`);
     if (current === undefined && request.way === "take-back")
       throw new MigrationError(
         "ERR_UNRESOLVED",
@@ -226,6 +229,7 @@ export class SourceAgent {
     const copyAt = current?.pausedAt;
     const mayForce = (answer: OwnerAnswer | "unreachable"): void => checkForce(answer, request, guest);
     const { answer, wasForced } = await (request.way === "take-back" ? commitment.takeBack(mayForce) : commitment.giveUp(mayForce));
+    current?.serving?.stop();
     await this.#running?.catch(() => {}); // until it runs here, or is gone
     const { phase } = handover.state;
     if (phase === "taken-back") return { outcome: "taken-back", epoch: epoch + 1, copyAt: wasForced ? copyAt : undefined };
@@ -291,7 +295,26 @@ export class SourceAgent {
   /** True from COMMIT on: who owns the guest is not this side's to say any more. */
   get isDecided(): boolean {
     const phase = this.#running === undefined ? undefined : this.#current?.phase;
-    return phase === "committing" || phase === "in-doubt" || phase === "completed" || phase === "given-up";
+    return phase === "committing" || phase === "in-doubt" || phase === "completed" || phase === "given-up" || this.isServing;
+  }
+
+  /** True in post-copy: the guest runs at the target, and part of its memory is here. */
+  get isServing(): boolean {
+    return this.#running !== undefined && this.#current !== undefined && isServing(this.#current.phase);
+  }
+
+  /** The migration in progress goes to post-copy after the round under way. @throws {MigrationError} ERR_NO_MIGRATION */
+  startPostcopy(): void {
+    if (this.#current === undefined || this.#running === undefined)
+      throw new MigrationError("ERR_NO_MIGRATION", "No migration is in progress");
+    this.#current.goToPostcopy();
+  }
+
+  /** Tries at once to make a broken link to the target again. @throws {MigrationError} ERR_NO_MIGRATION if there is none that is broken */
+  recoverPostcopy(): void {
+    if (this.#current?.phase !== "postcopy-paused" || this.#running === undefined)
+      throw new MigrationError("ERR_NO_MIGRATION", "No link is to be recovered");
+    this.#current.serving?.recover();
   }
 
   /** True once COMMIT is out and unanswered: the guest stands still here. */

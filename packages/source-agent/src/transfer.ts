@@ -1,6 +1,14 @@
 import { endianness } from "node:os";
 import type { Guest, HashTable } from "@precopy/guest";
-import { ADMISSION_TIMEOUT_MS, BLOCK_COMPRESSIONS, MigrationError, PAGE_BYTES, PROTOCOL_VERSION, formatAddress } from "@precopy/protocol";
+import {
+  ADMISSION_TIMEOUT_MS,
+  BLOCK_COMPRESSIONS,
+  MigrationError,
+  PAGE_BYTES,
+  PROTOCOL_VERSION,
+  formatAddress,
+  mayPostcopy,
+} from "@precopy/protocol";
 import type { Address, ControlMessage, MigrationParameters } from "@precopy/protocol";
 import { codecOfNode, hasCodec } from "@precopy/protocol/page-codec";
 import { LaneTable, PageChannel, connectPageChannel } from "@precopy/transport";
@@ -65,6 +73,7 @@ export async function beAdmitted(control: ControlLink, { guest, attempt, paramet
     manifest: guest.manifest,
     from: here === undefined ? null : formatAddress(here),
     arbiterEpoch: arbiter === undefined ? null : guest.epoch,
+    postcopy: mayPostcopy(parameters),
   });
   return answered;
 }

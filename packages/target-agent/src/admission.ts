@@ -1,5 +1,5 @@
 import { endianness } from "node:os";
-import { NIC_BYTES } from "@precopy/guest";
+import { NIC_BYTES, whyNoMissingPages } from "@precopy/guest";
 import type { WorkloadCatalogue } from "@precopy/guest";
 import { hostPageBytes, isLinuxAvailable } from "@precopy/linux";
 import { BLOCK_COMPRESSIONS, MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
@@ -37,6 +37,8 @@ export function checkAdmission(admit: Message<"admit">, workloads: WorkloadCatal
     throw new MigrationError("ERR_ENDIANNESS", `Source is ${admit.endianness}, this host is ${endianness()}`);
   const unknown = admit.capabilities.filter((name) => !CAPABILITIES.includes(name));
   if (unknown.length > 0) throw new MigrationError("ERR_CAPABILITY", `Unknown here: ${unknown.join(", ")}`);
+  const why = admit.postcopy ? whyNoMissingPages() : undefined;
+  if (why !== undefined) throw new MigrationError("ERR_CAPABILITY", `No post-copy on this host: ${why}`);
   if ((admit.arbiterEpoch !== null) !== hasArbiter)
     throw new MigrationError(
       "ERR_CAPABILITY",

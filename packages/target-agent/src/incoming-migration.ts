@@ -1,9 +1,10 @@
 import { Guest, hostTime, joinDigests } from "@precopy/guest";
-import type { Arbiter, GuestHost, GuestRegistry, GuestState, Reservation } from "@precopy/guest";
+import type { Arbiter, GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
 import { MigrationError, RECEIVING_GRACE_MS, admitted, formatAddress, parseAddress, stepTarget } from "@precopy/protocol";
 import type { HandoverEffect, Message, Ownership, TargetEvent, TargetPhase, TargetState } from "@precopy/protocol";
 import { LaneTable, PageReceiver } from "@precopy/transport";
-import type { ChannelName, ChannelSocket, ChannelThreads, ControlChannel, PumpKind } from "@precopy/transport";
+import type { ChannelName, ChannelSocket, ChannelThreads, ControlChannel, FaultChannelName, PumpKind } from "@precopy/transport";
+import { Fetching } from "./fetching.js";
 
 export interface TargetAgentOptions {
   readonly registry: GuestRegistry;
@@ -38,7 +39,9 @@ export class IncomingMigration {
   readonly #options: TargetAgentOptions;
   readonly #admit: Message<"admit">;
   readonly #reservation: Reservation;
-  readonly #pages: PageReceiver;
+  #pages: PageReceiver;
+  /** In post-copy, from `listen` on. */
+  readonly #fetching: Fetching | undefined;
   /** Where the source says that it can be asked; undefined if it cannot. */
   readonly #peer: string | undefined;
   #control: ControlChannel;
@@ -51,6 +54,7 @@ export class IncomingMigration {
   readonly #imageDigest = new Promise<string>((resolve) => {
     this.#onImage = resolve;
   });
+  readonly #hashes: HashTable | undefined;
   #resumeMs = 0;
   #ranAt: ReturnType<typeof hostTime>;
   #discarding: Promise<void> = Promise.resolve();
@@ -69,22 +73,10 @@ export class IncomingMigration {
     this.#reservation = reservation;
     this.#options = options;
     this.#state = admitted(admit.epoch);
-    this.#pages = new PageReceiver({
-      lanes: LaneTable.allocate(admit.channels),
-      threads: options.threads,
-      pump: options.pump,
-      memory: guest.memory.share(),
-      hashes: admit.digest ? guest.freshHashTable() : undefined,
-      populated: guest.populatedWords,
-    });
-    this.#pages.onDelivered = ({ channel, generation, round, packets }) => {
-      this.#onDelivered();
-      // In the next turn: if the guest stands still its vCPUs are told first, and load while the source is told.
-      setImmediate(() => this.#control.send({ type: "flushed", channel, generation, round, packets }));
-    };
-    // The source makes it again if it can; what arrived stays.
-    this.#pages.onLost = ({ channel, generation }, { code, message }) =>
-      this.#control.send({ type: "lost", channel, generation, code, message: message.slice(0, 1000) });
+    this.#hashes = admit.digest ? guest.freshHashTable() : undefined;
+    // The copy is of no use without the source from `listen` on, so whatever ends the attempt ends it.
+    this.#fetching = admit.postcopy ? new Fetching(guest, options.guests.memory, options.threads, this.#hashes) : undefined;
+    this.#pages = this.#openPages();
     this.#peer = admit.from === null ? undefined : reachableFrom(admit.from, control.remoteHost);
     this.#control = control;
     this.join(control);
@@ -92,6 +84,29 @@ export class IncomingMigration {
       if (this.isUndecided) this.#discardAndForget(error);
     };
     guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs, ranAt: this.#ranAt ?? null });
+  }
+
+  #openPages(): PageReceiver {
+    const { guest } = this;
+    const { threads, pump } = this.#options;
+    const pages = new PageReceiver({
+      lanes: LaneTable.allocate(this.#admit.channels),
+      threads,
+      pump,
+      memory: guest.memory.share(),
+      hashes: this.#hashes,
+      populated: guest.populatedWords,
+      postcopy: this.#fetching?.shared,
+    });
+    pages.onDelivered = ({ channel, generation, round, packets }) => {
+      this.#onDelivered();
+      // In the next turn: if the guest stands still its vCPUs are told first, and load while the source is told.
+      setImmediate(() => this.#control.send({ type: "flushed", channel, generation, round, packets }));
+    };
+    // The source makes it again if it can; what arrived stays.
+    pages.onLost = ({ channel, generation }, { code, message }) =>
+      this.#control.send({ type: "lost", channel, generation, code, message: message.slice(0, 1000) });
+    return pages;
   }
 
   /** Reserves and creates everything; the guest is quiet and empty. @throws {MigrationError} the reason for a refusal. */
@@ -151,7 +166,91 @@ export class IncomingMigration {
   }
 
   openChannel(name: ChannelName, socket: ChannelSocket): boolean {
-    return this.#state.phase === "receiving" && this.#pages.accept(name, socket);
+    return (this.#state.phase === "receiving" || this.isFetching) && this.#pages.accept(name, socket);
+  }
+
+  openFaultChannel({ generation }: FaultChannelName, socket: ChannelSocket): boolean {
+    return this.#fetching?.connect(generation, socket) === true;
+  }
+
+  /** The guest runs here, and some of its memory is at the source. */
+  get isFetching(): boolean {
+    return this.#state.phase === "active" && this.#fetching?.isOpen === true;
+  }
+
+  /** In post-copy, while it fetches: how many pages are missing, and whether the source is there. */
+  get fetching(): { readonly missingPages: number; readonly isPaused: boolean } | undefined {
+    if (!this.isFetching || this.#fetching === undefined) return undefined;
+    return { missingPages: this.#fetching.missingPages, isPaused: this.#control.closed !== undefined };
+  }
+
+  #fetchingOf(type: string, epoch: number): Fetching {
+    if (this.#fetching === undefined || epoch !== this.attemptEpoch)
+      throw new MigrationError("ERR_BAD_MESSAGE", `${type} at epoch ${epoch}, which is not of a post-copy migration here`);
+    return this.#fetching;
+  }
+
+  /** What is here of these pages is old. @throws {MigrationError} ERR_BAD_MESSAGE */
+  discardPages({ epoch, ...piece }: Message<"discard">): void {
+    if (this.#state.phase !== "receiving") throw new MigrationError("ERR_BAD_MESSAGE", `discard; we are ${this.#state.phase}`);
+    this.#fetchingOf("discard", epoch).note(piece);
+  }
+
+  /** Lets go of what is old, and stops whoever touches a missing page from here on. @throws {MigrationError} ERR_BAD_MESSAGE, ERR_SYSTEM_CALL */
+  async listen({ epoch }: Message<"listen">): Promise<void> {
+    if (this.#state.phase !== "receiving") throw new MigrationError("ERR_BAD_MESSAGE", `listen; we are ${this.#state.phase}`);
+    const started = performance.now();
+    await this.#fetchingOf("listen", epoch).listen();
+    this.#control.send({ type: "listening", epoch, ms: performance.now() - started });
+  }
+
+  /** The source is back, on a new connection: it is told what is missing, and makes its channels anew. */
+  async serve(control: ControlChannel): Promise<void> {
+    if (!this.isFetching) return this.allSent({ type: "all-sent", epoch: this.#admit.epoch }, control); // it has not heard yet
+    await this.#pages.end(); // the lanes of the life before may lie elsewhere
+    this.#pages = this.#openPages();
+    this.#control = control;
+    this.#tellMissing();
+  }
+
+  #tellMissing(): void {
+    const { epoch } = this.#admit;
+    for (const piece of this.#fetching?.pieces() ?? []) this.#control.send({ type: "missing", epoch, ...piece });
+    this.#control.send({ type: "serving", epoch });
+  }
+
+  /** The source has sent everything that it knew to be missing. @throws {MigrationError} ERR_BAD_MESSAGE */
+  async allSent({ epoch }: Message<"all-sent">, control = this.#control): Promise<void> {
+    const fetching = this.#fetchingOf("all-sent", epoch);
+    if (this.#state.phase !== "active") throw new MigrationError("ERR_BAD_MESSAGE", `all-sent; we are ${this.#state.phase}`);
+    const placed = await fetching.finish();
+    if (placed === undefined) return this.#tellMissing();
+    control.send({ type: "placed", epoch, ...placed });
+    await this.#pages.end();
+  }
+
+  /**
+   * The source has ended, and with it what is missing here: a guest that runs is lost, and a copy that was to run is of no use. Not where nothing is
+   * missing, though the source did not live to hear that.
+   */
+  async starve(): Promise<void> {
+    const pages = this.#fetching?.isOpen === true ? this.#fetching.missingPages : 0;
+    const cause = new MigrationError(
+      "ERR_POSTCOPY_LOST",
+      `The source has ended, and with it ${pages} pages of the guest that are missing here`,
+    );
+    if (pages > 0 && this.#state.phase === "prepared") return this.discard(cause);
+    if (!this.isFetching || (await this.#fetching?.finish()) !== undefined) return;
+    this.guest.failure ??= cause;
+    this.#options.registry.remove(this.guest);
+    await this.#carryOut(this.#step("starved", cause), 0, cause);
+  }
+
+  /** The process ends: the guest is told to, and nothing more is fetched. */
+  async stopFetching(): Promise<void> {
+    if (!this.isFetching) return;
+    await this.#pages.end();
+    await this.#fetching?.end();
   }
 
   /** The channel of a lane cannot be made again: another one carries it from where it stands. @throws {MigrationError} ERR_BAD_MESSAGE */
@@ -167,8 +266,9 @@ export class IncomingMigration {
     if (phase !== "receiving" || state.epoch !== epoch)
       throw new MigrationError("ERR_BAD_MESSAGE", `STATE at epoch ${state.epoch}; we are ${phase} at ${epoch}`);
     await this.#allDelivered(state.round); // a program may look at its memory while it loads
+    await this.#fetching?.listen(); // to what was written since
     await this.guest.load(toGuestState(state));
-    const digest = this.#admit.digest ? await this.#verifiedDigest() : null;
+    const digest = this.#admit.digest && this.#fetching?.isOpen !== true ? await this.#verifiedDigest() : null;
     if (this.#state.phase !== "receiving") return; // discarded meanwhile
     this.#guestClockMs = state.clockMs;
     this.#preparedAt = Date.now();
@@ -237,6 +337,11 @@ export class IncomingMigration {
   /** An operator runs the copy, one epoch above the attempt's. @throws {MigrationError} ERR_OWNED_ELSEWHERE by the arbiter's word */
   async claim(): Promise<void> {
     const { epoch } = this.#admit;
+    if (this.#fetching?.isOpen === true)
+      throw new MigrationError(
+        "ERR_POSTCOPY_LOST",
+        `${this.#fetching.missingPages} pages of this copy were to come from the source once it runs`,
+      );
     if (!(await this.#mayOwn(this.#admit.arbiterEpoch, epoch + 1)))
       throw new MigrationError("ERR_OWNED_ELSEWHERE", "By the arbiter's book somebody else owns the guest");
     const effects = this.#step("claim");
@@ -314,6 +419,7 @@ export class IncomingMigration {
       case "free":
         try {
           await this.#pages.end();
+          await this.#fetching?.end();
           await this.guest.destroy();
         } finally {
           this.#reservation.release();
@@ -329,7 +435,7 @@ export class IncomingMigration {
 
   /** After the guest runs, and outside the pause. */
   async #settle(): Promise<void> {
-    await this.#pages.end();
+    if (!this.isFetching) await this.#pages.end();
     await this.#options.registry.journal.sync(this.guest.manifest.id);
   }
 }

@@ -41,6 +41,7 @@ export function offer(given: Partial<Admit> = {}, manifest: Partial<Manifest> = 
     digest: true,
     from: null,
     arbiterEpoch: null,
+    postcopy: false,
     manifest: { id: "g1", memoryBytes: MEMORY_BYTES, vcpus: [vcpu(WHOLE)], devices: [], ...manifest },
     ...given,
   };
@@ -86,6 +87,7 @@ export async function listen(context: TestContext, memoryLimitBytes?: number): P
   const handlers = {
     onControl: (control: ControlChannel) => agent.onControl(control),
     onPageChannel: (name: ChannelName, socket: ChannelSocket) => agent.onPageChannel(name, socket),
+    onFaultChannel: () => false,
   };
   const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, handlers, "1.0.0");
   context.after(async () => {

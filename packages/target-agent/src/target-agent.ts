@@ -3,7 +3,7 @@ import type { MemoryService } from "@precopy/guest";
 import { HANDSHAKE_TIMEOUT_MS, MigrationError, ownerAnswer } from "@precopy/protocol";
 import type { ControlMessage, Message, OwnerAnswer, Ownership } from "@precopy/protocol";
 import { peerError } from "@precopy/transport";
-import type { ChannelName, ChannelSocket, ControlChannel } from "@precopy/transport";
+import type { ChannelName, ChannelSocket, ControlChannel, FaultChannelName } from "@precopy/transport";
 import { CAPABILITIES, checkAdmission } from "./admission.js";
 import { IncomingMigration } from "./incoming-migration.js";
 import type { TargetAgentOptions } from "./incoming-migration.js";
@@ -59,6 +59,15 @@ export class TargetAgent {
     return this.#incoming?.session === name.session && this.#incoming.openChannel(name, socket);
   }
 
+  onFaultChannel(name: FaultChannelName, socket: ChannelSocket): boolean {
+    return this.#incoming?.session === name.session && this.#incoming.openFaultChannel(name, socket);
+  }
+
+  /** The guest that runs here and fetches some of its memory; undefined if there is none. */
+  get fetching(): IncomingMigration | undefined {
+    return this.#incoming?.isFetching === true ? this.#incoming : undefined;
+  }
+
   /** The guest that is on its way here, or waits for COMMIT. */
   get incoming(): IncomingMigration | undefined {
     return this.isReceiving ? this.#incoming : undefined;
@@ -110,6 +119,7 @@ export class TargetAgent {
 
   async close(): Promise<void> {
     this.#isClosing = true;
+    await this.#incoming?.stopFetching();
     await this.#incoming?.discard(new MigrationError("ERR_SHUTTING_DOWN", "The target agent is shutting down"), "cancel");
   }
 
@@ -141,6 +151,14 @@ export class TargetAgent {
         return this.#own(control).image(message);
       case "commit":
         return this.#own(control).commit(message);
+      case "discard":
+        return this.#own(control).discardPages(message);
+      case "listen":
+        return this.#own(control).listen(message);
+      case "serve":
+        return this.#beServed(message, control);
+      case "all-sent":
+        return this.#own(control).allSent(message);
       case "abort":
         return this.#own(control).discard(peerError(message), "abort");
       default:
@@ -210,10 +228,22 @@ export class TargetAgent {
     incoming.join(control);
   }
 
+  /** In post-copy the source's link broke: it goes on with what is missing. */
+  async #beServed({ guest, epoch, session }: Message<"serve">, control: ControlChannel): Promise<void> {
+    const incoming = this.#incoming;
+    if (incoming?.state.phase === "active" && isOf(incoming, guest, epoch, session)) {
+      this.#control = control;
+      return incoming.serve(control);
+    }
+    const error = new MigrationError("ERR_NO_MIGRATION", `Guest ${guest} does not run here at epoch ${epoch}`);
+    control.send({ type: "refused", code: error.code, message: error.message });
+  }
+
   /** A source in doubt asks who owns the guest at an epoch. `unknown` is not a refusal: it says that we cannot tell. */
-  #answer({ guest, epoch, session }: Message<"ask">, control: ControlChannel): void {
+  async #answer({ guest, epoch, session, hasImage }: Message<"ask">, control: ControlChannel): Promise<void> {
     const incoming = this.#incoming;
     if (incoming !== undefined && isOf(incoming, guest, epoch, session)) {
+      if (!hasImage) await incoming.starve();
       if (incoming.isUndecided) {
         incoming.join(control);
         this.#control = control;

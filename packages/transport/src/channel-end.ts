@@ -6,16 +6,25 @@ import { MigrationError } from "@precopy/protocol";
 import type { BlockCompression, ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
 import { codecOfNode } from "@precopy/protocol/page-codec";
 import type { BlockCodec } from "@precopy/protocol/page-codec";
+import { LaneProgress } from "./lane-progress.js";
 import { LaneTable } from "./lane-table.js";
 import type { SharedLanes } from "./lane-table.js";
 import { PagePacker } from "./page-packer.js";
 import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
+import { PagePlacer } from "./page-placer.js";
 import { ChannelStopped, PageStore } from "./page-store.js";
+import { PostcopyStore } from "./postcopy-store.js";
 import { DirectSendPump, receiveDirect } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
 import { checkCongestionControl } from "./pump.js";
 import type { PumpKind, SendPump } from "./pump.js";
 import { collectDropped } from "./young-garbage.js";
+
+/** What the receiving threads have to know of post-copy; see PostcopyStore and PagePlacer. */
+export interface SharedPostcopy {
+  readonly listening: Int32Array;
+  readonly missing: Uint32Array;
+}
 
 /** What both ends of a channel know. */
 export interface ChannelSetup {
@@ -47,7 +56,13 @@ export type ToChannel =
       /** See PackerSource. */
       readonly sentPages: Float64Array;
     } & ChannelSetup)
-  | ({ readonly type: "receive"; readonly answer: Uint8Array; readonly populated: Uint32Array } & ChannelSetup)
+  | ({
+      readonly type: "receive";
+      readonly answer: Uint8Array;
+      readonly populated: Uint32Array;
+      /** Where the migration may come to post-copy. */
+      readonly postcopy?: SharedPostcopy | undefined;
+    } & ChannelSetup)
   | {
       readonly type: "round";
       readonly round: number;
@@ -142,7 +157,17 @@ export class ChannelEnd {
     this.#hashes = hashes;
     const lanes = new LaneTable(setup.lanes);
     const populated = new Bitmap(memory.pages, setup.populated);
-    const store = new PageStore({ memory, hashes, channel: setup.channel, lanes, populated, codec: codecsFor(setup.pump) });
+    const { channel, postcopy } = setup;
+    const codec = codecsFor(setup.pump);
+    const pages = new PageStore({ memory, hashes, channel, lanes, populated, codec, isDenseAllowed: postcopy === undefined });
+    const store =
+      postcopy === undefined
+        ? pages
+        : new PostcopyStore(postcopy.listening, pages, (descriptor) => {
+            const missing = new Bitmap(memory.pages, postcopy.missing);
+            const progress = new LaneProgress(lanes, channel, memory.pages);
+            return new PagePlacer({ memory, table: setup.hashes, missing, populated, descriptor, progress, codec });
+          });
     const onFlush = ({ round, sequence, lanes: bits }: PacketHeader): void =>
       this.#reply({ type: "flushed", round, lanes: bits, packets: sequence + 1, digest: hashes?.digest() });
     if (setup.pump === "direct" && setup.fd !== undefined)

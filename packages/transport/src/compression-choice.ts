@@ -26,12 +26,10 @@ export interface SentPacket {
 const SETTLING_PACKETS = 3;
 /** What drains out of a socket in less says nothing: packets and acknowledgements come in bursts. */
 const WINDOW_MS = 1;
-/** While nothing is known of the link, what becomes this much smaller is compressed: on a fast link that costs milliseconds, raw on a slow one seconds. */
-const WORTH_RATIO = 0.8;
 /** With less than this left in the socket the link has kept up. */
 const BACKLOG_BYTES = 2 ** 18;
-/** With this much of it gone when the rest had found room, a packet has waited for the link. */
-const DRAINED_SHARE = 1 / 8;
+/** A packet that waits this long for room in the socket waits for a slow link; for less it may be for the peer's processor. */
+const WAITED_MS = 10;
 /** A smaller packet says little of a speed. */
 const PAGES_MIN = 256;
 /** Compression has to promise this much more, since what it saves is forecast and what it costs is certain. */
@@ -93,7 +91,7 @@ export class CompressionChoice {
     }
     if (this.#remeasuring) return "none";
     const raw = this.#rawSpeed;
-    if (raw === undefined) return this.#backlogBytes === undefined ? "none" : this.#begin(sample);
+    if (raw === undefined) return "none"; // one packet tells that a link is slow, and on a fast one everything else would be a loss
     let [best, bestSpeed]: [BlockCompression | "none", number] = ["none", raw * GAIN_MIN];
     for (const candidate of this.#candidates) {
       const known = this.#packSpeeds.get(candidate);
@@ -104,16 +102,6 @@ export class CompressionChoice {
       this.#packSpeeds.set(candidate, packSpeed);
       const speed = Math.min(packSpeed, (raw * pages * PAGE_BYTES) / bytes);
       if (speed > bestSpeed) [best, bestSpeed] = [candidate, speed];
-    }
-    return best;
-  }
-
-  #begin(sample: (compression: BlockCompression) => PackSample): BlockCompression | "none" {
-    let [best, bestSpeed]: [BlockCompression | "none", number] = ["none", 0];
-    for (const candidate of this.#candidates) {
-      const { pages, bytes, ms } = sample(candidate);
-      const speed = pages / Math.max(ms, 0.001);
-      if (bytes < WORTH_RATIO * pages * PAGE_BYTES && speed > bestSpeed) [best, bestSpeed] = [candidate, speed];
     }
     return best;
   }
@@ -129,8 +117,8 @@ export class CompressionChoice {
       return;
     }
     // Of the packet before something was left when this one came: all the while the link was what everything waited for. It was as well if a packet
-    // that nobody compressed had to wait for room, where the socket takes less than one.
-    const hasWaited = compression === "none" && backlogBytes >= BACKLOG_BYTES && this.#windowBytes >= bytes * DRAINED_SHARE;
+    // that nobody compressed waited long for room, where the socket takes less than one.
+    const hasWaited = compression === "none" && backlogBytes >= BACKLOG_BYTES && endedAt - startedAt >= WAITED_MS;
     const isLinkBound = backlogBytes > bytes || hasWaited;
     if (isLinkBound && this.#windowMs < WINDOW_MS) return;
     const linkSpeed = Math.max(this.#windowBytes / PAGE_BYTES / Math.max(this.#windowMs, 0.001), 0.001);

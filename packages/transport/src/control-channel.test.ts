@@ -25,7 +25,11 @@ async function listen(context: TestContext): Promise<{ address: Address; accepte
     ready.push(channel);
     wake();
   };
-  const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel: () => false }, "test");
+  const port = await AgentPort.listen(
+    { host: "127.0.0.1", port: 0 },
+    { onControl, onPageChannel: () => false, onFaultChannel: () => false },
+    "test",
+  );
   context.after(() => port.close());
   const accepted = async (): Promise<ControlChannel> => {
     for (;;) {
@@ -198,7 +202,7 @@ describe("ControlChannel", () => {
     assert.ok(channel.rttMs < late - 1, `${channel.rttMs} ms`);
   });
 
-  const admit = encodeControl({ type: "ask", guest: "g", epoch: 1, session: "00000000-0000-4000-8000-000000000001" });
+  const admit = encodeControl({ type: "ask", guest: "g", epoch: 1, session: "00000000-0000-4000-8000-000000000001", hasImage: true });
   const sealed = (hex: string): Buffer => {
     const packed = Buffer.from(hex, "hex");
     const checksum = Buffer.alloc(4);
@@ -303,7 +307,7 @@ describe("the heartbeat", () => {
     const { channel, peer } = await withBarePeer(context);
     for (let id = 1; id <= 20; id++) {
       const heard = channel.expect(["ask"], 60_000, timedOut);
-      peer.send(encodeControl({ type: "ask", guest: "g", epoch: id, session: "00000000-0000-4000-8000-000000000001" }));
+      peer.send(encodeControl({ type: "ask", guest: "g", epoch: id, session: "00000000-0000-4000-8000-000000000001", hasImage: true }));
       await heard;
       time.tick(PEER_DEAD_MS);
       assert.equal(channel.closed, undefined, `message ${id}`);

@@ -1,5 +1,8 @@
 export * from "./compiler-hold.js";
 export * from "./control-channel.js";
+export * from "./fault-channel.js";
+export { allocateServedPages } from "./fault-server.js";
+export type { ServedPages } from "./fault-server.js";
 export * from "./lane-table.js";
 export * from "./page-channel.js";
 export * from "./page-packer.js";

@@ -1,7 +1,8 @@
 import { once } from "node:events";
 import { createConnection } from "node:net";
 import type { Socket } from "node:net";
-import { NativeThread, SocketHandle, isLinuxAvailable } from "@precopy/linux";
+import { NativeThread, isLinuxAvailable } from "@precopy/linux";
+import type { SocketHandle } from "@precopy/linux";
 import { CHANNELS_MAX, CONNECT_TIMEOUT_MS, HTTP_HEADER_BYTES_MAX, MigrationError, formatAddress } from "@precopy/protocol";
 import type { Address } from "@precopy/protocol";
 import { ChannelEnd } from "./channel-end.js";
@@ -9,17 +10,25 @@ import type { ChannelRemains, FromChannel, ToChannel } from "./channel-end.js";
 import type { LanePoint } from "./lane-table.js";
 import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
 import type { PumpKind } from "./pump.js";
+import { closedTooEarly, takeDescriptor } from "./take-descriptor.js";
 
 export const PAGES_PATH = "/v1/pages";
 export const PAGES_PROTOCOL = "precopy-pages/1";
+export const FAULTS_PATH = "/v1/faults";
+export const FAULTS_PROTOCOL = "precopy-faults/1";
 const STORED_HEADER = "Precopy-Stored";
 
 /** The target's answer to the Upgrade, with what it holds of the lanes the channel carries; the channel's thread sends it when it is ready to read. */
 export function switching(stored: readonly LanePoint[]): Buffer {
   const points = stored.map(({ lane, round, page }) => `${lane}:${round}:${page}`).join(",");
-  const header = points === "" ? "" : `${STORED_HEADER}: ${points}\r\n`;
-  return Buffer.from(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${PAGES_PROTOCOL}\r\n${header}\r\n`);
+  return switchingTo(PAGES_PROTOCOL, points === "" ? "" : `${STORED_HEADER}: ${points}\r\n`);
 }
+
+/** The same of a fault channel. */
+export const switchingToFaults = (): Buffer => switchingTo(FAULTS_PROTOCOL, "");
+
+const switchingTo = (protocol: string, header: string): Buffer =>
+  Buffer.from(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n${header}\r\n`);
 
 /** A connected socket on which nothing but the Upgrade has passed. */
 export type ChannelSocket = Socket;
@@ -30,6 +39,8 @@ export interface ChannelName {
   readonly channel: number;
   readonly generation: number;
 }
+/** The fault channel of an attempt, in one of its lives. */
+export type FaultChannelName = Omit<ChannelName, "channel">;
 
 /** direct where this host can take descriptors over, else portable. @throws {MigrationError} ERR_CAPABILITY if `wanted` cannot be had. */
 export function choosePump(wanted: "auto" | PumpKind): PumpKind {
@@ -94,22 +105,35 @@ export async function connectPageChannel(
   { session, channel, generation }: ChannelName,
   signal: AbortSignal,
 ): Promise<ConnectedChannel> {
+  const query = `session=${session}&channel=${channel}&generation=${generation}`;
+  const { socket, answer } = await upgrade(to, `${PAGES_PATH}?${query}`, PAGES_PROTOCOL, signal);
+  try {
+    return { socket, stored: parseStored(answer) };
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+}
+
+/** Asks for the fault channel in the same way: the target's requests come after the 101. @throws {MigrationError} as connectPageChannel */
+export async function connectFaultChannel(to: Address, { session, generation }: FaultChannelName, signal: AbortSignal): Promise<Socket> {
+  return (await upgrade(to, `${FAULTS_PATH}?session=${session}&generation=${generation}`, FAULTS_PROTOCOL, signal)).socket;
+}
+
+async function upgrade(to: Address, path: string, protocol: string, signal: AbortSignal): Promise<{ socket: Socket; answer: string }> {
   const socket = createConnection({ host: to.host, port: to.port, noDelay: true, signal });
   const timer = setTimeout(() => socket.destroy(new Error("timed out")), CONNECT_TIMEOUT_MS);
   try {
     await once(socket, "connect");
-    socket.write(
-      `GET ${PAGES_PATH}?session=${session}&channel=${channel}&generation=${generation} HTTP/1.1\r\nHost: ${formatAddress(to)}\r\n` +
-        `Connection: Upgrade\r\nUpgrade: ${PAGES_PROTOCOL}\r\n\r\n`,
-    );
+    socket.write(`GET ${path} HTTP/1.1\r\nHost: ${formatAddress(to)}\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n\r\n`);
     const answer = await readAnswer(socket);
-    if (answer.startsWith("HTTP/1.1 101")) return { socket, stored: parseStored(answer) };
+    if (answer.startsWith("HTTP/1.1 101")) return { socket, answer };
     if (answer.startsWith("HTTP/1.1 409")) throw new MigrationError("ERR_STALE_GENERATION", `${formatAddress(to)} knows no such channel`);
     throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} answered ${answer.split("\r\n", 1)[0] ?? ""}`);
   } catch (error) {
     socket.destroy();
     if (error instanceof MigrationError) throw error;
-    throw new MigrationError("ERR_UNREACHABLE", `No page channel to ${formatAddress(to)}`, { cause: error });
+    throw new MigrationError("ERR_UNREACHABLE", `No channel to ${formatAddress(to)}`, { cause: error });
   } finally {
     clearTimeout(timer);
   }
@@ -145,20 +169,6 @@ async function readAnswer(socket: Socket): Promise<string> {
   }
   socket.removeAllListeners("readable");
   return text;
-}
-
-const closedTooEarly = (): MigrationError => new MigrationError("ERR_LINK_LOST", "The connection was closed before its channel began");
-
-/** Takes the descriptor of a connected socket over. Resolves when Node has let go of it: only then may it be made blocking. */
-async function takeDescriptor(socket: Socket): Promise<SocketHandle> {
-  // Node keeps the handle there for every TCP socket; without a descriptor in it there is nothing to take over.
-  const fd: unknown = Reflect.get(Reflect.get(socket, "_handle") ?? {}, "fd");
-  if (typeof fd !== "number" || fd < 0) throw closedTooEarly();
-  const handle = new SocketHandle(fd);
-  const closed = once(socket, "close");
-  socket.destroy();
-  await closed;
-  return handle;
 }
 
 type Beginning = Extract<ToChannel, { type: "send" | "receive" }>;

@@ -2,6 +2,7 @@ import type { Socket } from "node:net";
 import type { HashTable, SharedMemory } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
 import { holdCompiler } from "./compiler-hold.js";
+import type { SharedPostcopy } from "./channel-end.js";
 import { lanesOfBits } from "./lane-table.js";
 import type { LanePoint, LaneTable } from "./lane-table.js";
 import { PageChannel, switching } from "./page-channel.js";
@@ -18,6 +19,8 @@ export interface ReceiverOptions {
   readonly hashes: HashTable | undefined;
   /** Words of the bitmap of pages that may be other than zero. */
   readonly populated: Uint32Array;
+  /** Where the migration may come to post-copy. */
+  readonly postcopy?: SharedPostcopy | undefined;
 }
 
 /** One generation of one channel. */

@@ -8,7 +8,6 @@ import {
   MigrationError,
   PACKET_PAGES_MAX,
   PAGE_BYTES,
-  PacketKind,
   PageEncoding,
   RUN_BYTES,
   STRIPE_PAGES,
@@ -16,7 +15,7 @@ import {
 import { BlockReader, codecOfNode } from "@precopy/protocol/page-codec";
 import type { BlockCodec } from "@precopy/protocol/page-codec";
 import type { BlockCompression, PacketHeader, PacketSink, RunBounds } from "@precopy/protocol";
-import { lanesOfBits } from "./lane-table.js";
+import { LaneProgress } from "./lane-progress.js";
 import type { LaneTable } from "./lane-table.js";
 import { dropped } from "./young-garbage.js";
 
@@ -31,17 +30,26 @@ export interface StoreTarget {
   readonly lanes: LaneTable;
   /** Pages that may be other than zero; the stripes of a lane are its carrier's alone until the guest runs. */
   readonly populated: Bitmap;
+  /** Default true. False where pages may be missing later: a huge page is there or not as one. */
+  readonly isDenseAllowed?: boolean;
   /** Asked for when blocks come, not before: a channel without them opens no library. Default Node's. */
   readonly codec?: (compression: BlockCompression) => BlockCodec;
+}
+
+/** Where a channel's packets go: header first, then payload, then the end. */
+export interface ChannelStore extends PacketSink {
+  readonly bounds: RunBounds;
+  /** Of a raw packet: the next pieces of memory for its bytes, after those before are filled. Returns how many; 0 at the end. */
+  nextPieces(into: Pieces): number;
 }
 
 /**
  * Checked packets into guest memory: raw pages land in place, blocks are decoded in private memory first, deltas change pages where they are, zero runs are written only
  * over pages that held something. One packet at a time: begin, payload, end. It may be cut anywhere between: what it named comes again.
  */
-export class PageStore implements PacketSink {
-  readonly bounds: RunBounds;
+export class PageStore implements ChannelStore {
   readonly #target: StoreTarget;
+  readonly #progress: LaneProgress;
   #header: PacketHeader | undefined;
   #head: Buffer = Buffer.alloc(0);
   #dataPages = 0;
@@ -49,18 +57,14 @@ export class PageStore implements PacketSink {
   #runOffset = 0; // and the byte in it
   #hashedRun = 0; // data run that the next page to hash belongs to
   #hashedPages = 0; // and the pages of it that are hashed
-  readonly #ends: Float64Array; // by lane: where the packet's last page of it ends; 0 without one
 
   constructor(target: StoreTarget) {
-    const { memory, channel, lanes } = target;
     this.#target = target;
-    this.#ends = new Float64Array(lanes.lanes);
-    this.bounds = {
-      pages: memory.pages,
-      mayCarry: (first, pages) =>
-        Math.floor(first / STRIPE_PAGES) === Math.floor((first + pages - 1) / STRIPE_PAGES) &&
-        lanes.carrierOf(lanes.laneOf(first)) === channel,
-    };
+    this.#progress = new LaneProgress(target.lanes, target.channel, target.memory.pages);
+  }
+
+  get bounds(): RunBounds {
+    return this.#progress.bounds;
   }
 
   /**
@@ -68,7 +72,7 @@ export class PageStore implements PacketSink {
    * comes as zero next. @throws {MigrationError} ERR_RUN_OUT_OF_RANGE for a FLUSH of a lane that its channel does not carry.
    */
   begin(header: PacketHeader, head: Buffer, dataPages: number): void {
-    if (header.kind === PacketKind.Flush) this.#checkLanes(header);
+    this.#progress.begin(header);
     this.#header = header;
     this.#head = head;
     this.#dataPages = dataPages;
@@ -76,21 +80,11 @@ export class PageStore implements PacketSink {
     this.#runOffset = 0;
     this.#hashedRun = 0;
     this.#hashedPages = 0;
-    const { populated, memory } = this.#target;
+    const { populated, memory, isDenseAllowed = true } = this.#target;
     for (let run = 0; run < header.dataRuns; run++) {
-      if (this.#pages(run) >= DENSE_PAGES) memory.expectDense(this.#first(run), this.#pages(run));
+      if (isDenseAllowed && this.#pages(run) >= DENSE_PAGES) memory.expectDense(this.#first(run), this.#pages(run));
       populated.setRun(this.#first(run), this.#pages(run));
     }
-  }
-
-  #checkLanes({ lanes: bits, round }: PacketHeader): void {
-    const { lanes, channel } = this.#target;
-    for (const lane of lanesOfBits(bits))
-      if (lane >= lanes.lanes || lanes.carrierOf(lane) !== channel)
-        throw new MigrationError(
-          "ERR_RUN_OUT_OF_RANGE",
-          `FLUSH of round ${round} for lane ${lane}, which channel ${channel} does not carry`,
-        );
   }
 
   /**
@@ -175,9 +169,9 @@ export class PageStore implements PacketSink {
   /** The payload is in place: zero runs and the mark how far each lane is stored follow. */
   end(): void {
     if (this.#header === undefined) return;
-    const { memory, hashes, populated, lanes } = this.#target;
-    const { kind, round, dataRuns, zeroRuns } = this.#header;
-    for (let run = 0; run < dataRuns; run++) this.#reach(this.#first(run), this.#first(run) + this.#pages(run));
+    const { memory, hashes, populated } = this.#target;
+    const { dataRuns, zeroRuns } = this.#header;
+    for (let run = 0; run < dataRuns; run++) this.#progress.reach(this.#first(run), this.#first(run) + this.#pages(run));
     for (let run = dataRuns; run < dataRuns + zeroRuns; run++) {
       const first = this.#first(run);
       const end = first + this.#pages(run);
@@ -186,17 +180,9 @@ export class PageStore implements PacketSink {
         memory.view(page, 1).fill(0);
         hashes?.forget(page);
       }
-      this.#reach(first, end);
+      this.#progress.reach(first, end);
     }
-    for (let lane = 0; lane < this.#ends.length; lane++) if (this.#ends[lane]! > 0) lanes.markStored(lane, round, this.#ends[lane]!);
-    this.#ends.fill(0);
-    // Only the lanes it names: one that was moved here since it was sent stands where its old carrier left it.
-    if (kind === PacketKind.Flush) for (const lane of lanesOfBits(this.#header.lanes)) lanes.markStored(lane, round, memory.pages);
-  }
-
-  #reach(first: number, end: number): void {
-    const lane = this.#target.lanes.laneOf(first);
-    if (end > this.#ends[lane]!) this.#ends[lane] = end;
+    this.#progress.end(this.#header);
   }
 
   #first(run: number): number {

@@ -9,15 +9,28 @@ import type { TestContext } from "node:test";
 import { MigrationError, OBSERVERS_MAX, PROTOCOL_VERSION } from "@precopy/protocol";
 import type { Address, ErrorCode, ProgressEvent } from "@precopy/protocol";
 import WebSocket from "ws";
-import { PAGES_PATH, PAGES_PROTOCOL, connectPageChannel, switching } from "./page-channel.js";
-import type { ChannelName } from "./page-channel.js";
+import {
+  FAULTS_PATH,
+  FAULTS_PROTOCOL,
+  PAGES_PATH,
+  PAGES_PROTOCOL,
+  connectFaultChannel,
+  connectPageChannel,
+  switching,
+  switchingToFaults,
+} from "./page-channel.js";
+import type { ChannelName, FaultChannelName } from "./page-channel.js";
 import { AgentPort, greetAgent } from "./port.js";
 import type { PortHandlers } from "./port.js";
 
 const LOOPBACK: Address = { host: "127.0.0.1", port: 0 };
 
 async function listen(context: TestContext, handlers: Partial<PortHandlers> = {}): Promise<AgentPort> {
-  const port = await AgentPort.listen(LOOPBACK, { onControl: () => {}, onPageChannel: () => false, ...handlers }, "1.2.3");
+  const port = await AgentPort.listen(
+    LOOPBACK,
+    { onControl: () => {}, onPageChannel: () => false, onFaultChannel: () => false, ...handlers },
+    "1.2.3",
+  );
   context.after(() => port.close());
   return port;
 }
@@ -133,6 +146,88 @@ describe("AgentPort", () => {
     });
   });
 
+  const upgradeToFaults = (query: string): string => upgrade(query, FAULTS_PROTOCOL, FAULTS_PATH);
+
+  it("hands a fault channel over with its session and generation, and nothing written on it yet", async (context) => {
+    const names: FaultChannelName[] = [];
+    const { address } = await listen(context, {
+      onPageChannel: () => assert.fail("a page channel"),
+      onFaultChannel: (name, socket) => {
+        names.push(name);
+        socket.end(switchingToFaults());
+        return true;
+      },
+    });
+    const socket = dial(context, address);
+    socket.write(upgradeToFaults(`?session=${session}&generation=2147483648`));
+    assert.equal(await readAll(socket), "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: precopy-faults/1\r\n\r\n");
+    (await connectFaultChannel(address, { session, generation: 1 }, new AbortController().signal)).destroy();
+    assert.deepEqual(names, [
+      { session, generation: 2 ** 31 },
+      { session, generation: 1 },
+    ]);
+  });
+
+  it("refuses with 400 a fault channel whose query lacks a part or names what cannot be, or with bytes behind it", async (context) => {
+    const { address } = await listen(context, { onFaultChannel: () => assert.fail("it was handed over") });
+    for (const query of [
+      "",
+      `?session=${session}`,
+      "?generation=1",
+      "?session=not-a-uuid&generation=1",
+      `?session=${session}&generation=0`,
+      `?session=${session}&generation=-1`,
+      `?session=${session}&generation=1.5`,
+      `?session=${session}&generation=one`,
+      `?session=${session}&generation=2147483649`,
+    ]) {
+      const socket = dial(context, address);
+      socket.write(upgradeToFaults(query));
+      assert.match(await readAll(socket), /^HTTP\/1\.1 400 /, query);
+    }
+    const socket = dial(context, address);
+    socket.write(`${upgradeToFaults(`?session=${session}&generation=1`)}LVMG`);
+    assert.match(await readAll(socket), /^HTTP\/1\.1 400 /);
+  });
+
+  it("refuses with 409 a fault channel that nobody here waits for, which the source sees as ERR_STALE_GENERATION", async (context) => {
+    const asked: FaultChannelName[] = [];
+    const { address } = await listen(context, {
+      onPageChannel: () => true,
+      onFaultChannel: (name) => {
+        asked.push(name);
+        return false;
+      },
+    });
+    const socket = dial(context, address);
+    socket.write(upgradeToFaults(`?session=${session}&generation=7`));
+    assert.match(await readAll(socket), /^HTTP\/1\.1 409 /);
+    await assert.rejects(connectFaultChannel(address, { session, generation: 8 }, new AbortController().signal), {
+      code: "ERR_STALE_GENERATION",
+    });
+    assert.deepEqual(asked, [
+      { session, generation: 7 },
+      { session, generation: 8 },
+    ]);
+  });
+
+  it("keeps pages and faults apart: the path of one with the protocol of the other is refused with 404, and with an Origin with 403", async (context) => {
+    const { address } = await listen(context, {
+      onPageChannel: () => assert.fail("pages"),
+      onFaultChannel: () => assert.fail("faults"),
+    });
+    for (const [request, status] of [
+      [upgrade(GOOD, FAULTS_PROTOCOL, PAGES_PATH), 404],
+      [upgrade(GOOD, PAGES_PROTOCOL, FAULTS_PATH), 404],
+      [upgrade(GOOD, "precopy-faults/2", FAULTS_PATH), 404],
+      [upgradeToFaults(GOOD).replace("\r\n\r\n", "\r\nOrigin: http://evil.example\r\n\r\n"), 403],
+    ] as const) {
+      const socket = dial(context, address);
+      socket.write(request);
+      assert.match(await readAll(socket), new RegExp(`^HTTP/1\\.1 ${status} `), request);
+    }
+  });
+
   it("refuses with 404 an Upgrade to an unknown path or protocol", async (context) => {
     const { address } = await listen(context, { onPageChannel: () => assert.fail("it was handed over") });
     for (const request of [
@@ -158,13 +253,13 @@ describe("AgentPort", () => {
 
   it("fails with ERR_PORT_IN_USE where somebody listens, and with ERR_ADDRESS where it cannot", async (context) => {
     const { address } = await listen(context);
-    const handlers = { onControl: () => {}, onPageChannel: () => false };
+    const handlers = { onControl: () => {}, onPageChannel: () => false, onFaultChannel: () => false };
     await assert.rejects(AgentPort.listen(address, handlers, "x"), { code: "ERR_PORT_IN_USE" });
     await assert.rejects(AgentPort.listen({ host: "192.0.2.1", port: 0 }, handlers, "x"), { code: "ERR_ADDRESS" });
   });
 
   it("closes although a peer that was refused, one that never spoke and one in the middle of a request hold on to their connections", async (context) => {
-    const port = await AgentPort.listen(LOOPBACK, { onControl: () => {}, onPageChannel: () => false }, "x");
+    const port = await AgentPort.listen(LOOPBACK, { onControl: () => {}, onPageChannel: () => false, onFaultChannel: () => false }, "x");
     const [refused, silent, half] = [1, 2, 3].map(() => dial(context, port.address, true)); // they answer no FIN
     assert.ok(refused !== undefined && silent !== undefined && half !== undefined);
     refused.write(upgrade(GOOD));
@@ -175,7 +270,7 @@ describe("AgentPort", () => {
   });
 
   it("forgets a peer that was refused and has left: nothing of it keeps the port from closing", async (context) => {
-    const port = await AgentPort.listen(LOOPBACK, { onControl: () => {}, onPageChannel: () => false }, "x");
+    const port = await AgentPort.listen(LOOPBACK, { onControl: () => {}, onPageChannel: () => false, onFaultChannel: () => false }, "x");
     const refused = dial(context, port.address);
     refused.write(upgrade(GOOD));
     await readAll(refused);

@@ -22,8 +22,8 @@ import {
 } from "@precopy/protocol";
 import type { Address, ProgressEvent } from "@precopy/protocol";
 import { CONTROL_PATH, ControlChannel } from "./control-channel.js";
-import { PAGES_PATH, PAGES_PROTOCOL } from "./page-channel.js";
-import type { ChannelName } from "./page-channel.js";
+import { FAULTS_PATH, FAULTS_PROTOCOL, PAGES_PATH, PAGES_PROTOCOL } from "./page-channel.js";
+import type { ChannelName, FaultChannelName } from "./page-channel.js";
 
 const EVENTS_PATH = "/v1/events";
 const AGENT_PATH = "/v1/agent";
@@ -33,20 +33,24 @@ export interface PortHandlers {
   onControl(channel: ControlChannel): void;
   /** A peer asks for a page channel. True: the handler owns the socket now; false answers 409. */
   onPageChannel(name: ChannelName, socket: Socket): boolean;
+  /** A peer offers to answer faults; as onPageChannel. */
+  onFaultChannel(name: FaultChannelName, socket: Socket): boolean;
 }
 
-const channelQuery = z.object({
+const faultQuery = z.object({
   session: z.uuid(),
-  channel: z.coerce
-    .number()
-    .int()
-    .min(0)
-    .max(CHANNELS_MAX - 1),
   generation: z.coerce
     .number()
     .int()
     .min(1)
     .max(2 ** 31),
+});
+const channelQuery = faultQuery.extend({
+  channel: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(CHANNELS_MAX - 1),
 });
 
 function refuseUpgrade(socket: Duplex, status: string): void {
@@ -55,6 +59,14 @@ function refuseUpgrade(socket: Duplex, status: string): void {
   const kill = setTimeout(() => socket.destroy(), HEARTBEAT_MS);
   socket.once("close", () => clearTimeout(kill));
   socket.end(`HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`);
+}
+
+/** Gives the socket to whoever knows the channel that it asks for. */
+function handOver<T>(query: z.ZodType<T>, url: URL, socket: Duplex, head: Buffer, take: (name: T, socket: Socket) => boolean): void {
+  const name = query.safeParse(Object.fromEntries(url.searchParams));
+  // Bytes before our answer would be in Node's buffer, lost to the thread that reads the descriptor.
+  if (!name.success || head.byteLength > 0 || !(socket instanceof Socket)) refuseUpgrade(socket, "400 Bad Request");
+  else if (!take(name.data, socket)) refuseUpgrade(socket, "409 No Such Channel");
 }
 
 /** One listener for everything: control and events by WebSocket, page channels by Upgrade, a word about itself by GET. */
@@ -126,12 +138,11 @@ export class AgentPort {
     } else if (url?.pathname === EVENTS_PATH) {
       if (this.#observers.size >= OBSERVERS_MAX) return refuseUpgrade(socket, "503 Too Many Observers");
       this.#sockets.handleUpgrade(incoming, socket, head, (ws) => this.#observe(ws));
-    } else if (url?.pathname === PAGES_PATH && incoming.headers.upgrade === PAGES_PROTOCOL) {
-      const name = channelQuery.safeParse(Object.fromEntries(url.searchParams));
-      // Bytes before our answer would be pages in Node's buffer, lost to the thread that reads the descriptor.
-      if (!name.success || head.byteLength > 0 || !(socket instanceof Socket)) return refuseUpgrade(socket, "400 Bad Request");
-      if (!this.#handlers.onPageChannel(name.data, socket)) refuseUpgrade(socket, "409 No Such Channel");
-    } else refuseUpgrade(socket, "404 Not Found");
+    } else if (url?.pathname === PAGES_PATH && incoming.headers.upgrade === PAGES_PROTOCOL)
+      handOver(channelQuery, url, socket, head, (name, taken) => this.#handlers.onPageChannel(name, taken));
+    else if (url?.pathname === FAULTS_PATH && incoming.headers.upgrade === FAULTS_PROTOCOL)
+      handOver(faultQuery, url, socket, head, (name, taken) => this.#handlers.onFaultChannel(name, taken));
+    else refuseUpgrade(socket, "404 Not Found");
   }
 
   #observe(socket: WebSocket): void {

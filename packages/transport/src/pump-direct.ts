@@ -20,7 +20,7 @@ import {
 } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
-import type { PageStore } from "./page-store.js";
+import type { ChannelStore } from "./page-store.js";
 import { congestionControlRefused } from "./pump.js";
 import type { SendPump } from "./pump.js";
 
@@ -124,7 +124,7 @@ function scratch(): Scratch {
 export function receiveDirect(
   fd: number,
   answer: Uint8Array,
-  store: PageStore,
+  store: ChannelStore,
   mayGoOn: () => boolean,
   onFlush: (header: PacketHeader) => void,
 ): void {

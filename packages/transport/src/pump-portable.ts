@@ -4,7 +4,7 @@ import type { GuestMemory, VisitPages } from "@precopy/guest";
 import { HEADER_BYTES, MigrationError, PAGE_BYTES, PacketDecoder, PacketKind, RUN_BYTES, SOCKET_POLL_MS } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
-import type { PageStore } from "./page-store.js";
+import type { ChannelStore } from "./page-store.js";
 import type { SendPump } from "./pump.js";
 import { TokenBucket } from "./token-bucket.js";
 import { dropped } from "./young-garbage.js";
@@ -99,7 +99,7 @@ export class PortableSendPump implements SendPump {
 export function receivePortable(
   socket: Socket,
   answer: Uint8Array,
-  store: PageStore,
+  store: ChannelStore,
   onFlush: (header: PacketHeader) => void,
 ): Promise<void> {
   let current: PacketHeader | undefined;

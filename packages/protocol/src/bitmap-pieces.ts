@@ -1,0 +1,51 @@
+import { deflateRawSync, inflateRawSync } from "node:zlib";
+import { MigrationError } from "./errors.js";
+import { BITMAP_PIECE_WORDS, CONTROL_MESSAGE_BYTES_MAX } from "./limits.js";
+
+/** Some words of a bitmap of guest pages, as they travel in a control message: of 128 GiB of guest at most. */
+export interface BitmapPiece {
+  /** Number of the first word. */
+  readonly first: number;
+  /** Little-endian words, deflated. */
+  readonly words: Uint8Array;
+}
+
+/** The fastest level: a bitmap is mostly zeros. */
+const LEVEL = 1;
+
+/** The pieces of a bitmap with a page in them, in order; each fits into a control message. */
+export function* piecesOf(words: Uint32Array): Generator<BitmapPiece> {
+  for (let first = 0; first < words.length; first += BITMAP_PIECE_WORDS)
+    yield* split(words, first, Math.min(BITMAP_PIECE_WORDS, words.length - first));
+}
+
+/** In halves where they are too dense for one message. */
+function* split(words: Uint32Array, first: number, count: number): Generator<BitmapPiece> {
+  const some = words.subarray(first, first + count);
+  if (some.every((word) => word === 0)) return;
+  const deflated = deflateRawSync(Buffer.from(some.buffer, some.byteOffset, some.byteLength), { level: LEVEL });
+  if (deflated.byteLength <= CONTROL_MESSAGE_BYTES_MAX / 2) return yield { first, words: deflated };
+  const half = Math.ceil(count / 2);
+  yield* split(words, first, half);
+  yield* split(words, first + half, count - half);
+}
+
+/**
+ * Adds a piece to a bitmap. @throws {MigrationError} ERR_BAD_MESSAGE for one that is damaged, or names pages past the end.
+ * @param pages of the guest
+ */
+export function joinPiece(into: Uint32Array, pages: number, { first, words: deflated }: BitmapPiece): void {
+  const room = Math.max(0, Math.min(BITMAP_PIECE_WORDS, into.length - first));
+  let bytes: Buffer;
+  try {
+    bytes = inflateRawSync(deflated, { maxOutputLength: Math.max(room * 4, 1) });
+  } catch (cause) {
+    throw new MigrationError("ERR_BAD_MESSAGE", `Words of a bitmap at ${first} that cannot be read`, { cause });
+  }
+  const count = bytes.byteLength / 4;
+  if (!Number.isInteger(count) || count === 0 || count > room)
+    throw new MigrationError("ERR_BAD_MESSAGE", `${count} words at ${first}, of ${into.length}`);
+  const isPast = first + count === into.length && pages % 32 !== 0 && bytes.readUInt32LE(4 * (count - 1)) >>> (pages % 32) !== 0;
+  if (isPast) throw new MigrationError("ERR_BAD_MESSAGE", `A bitmap names pages behind the last of ${pages}`);
+  for (let at = 0; at < count; at++) into[first + at]! |= bytes.readUInt32LE(4 * at);
+}
