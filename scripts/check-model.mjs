@@ -1,5 +1,6 @@
 // Checks docs/model/handover.pml with spin: what must hold holds, every seeded mistake is found, and random runs of the model are runs of the
-// real reducers too. Needs spin, gcc and a built packages/protocol; about a minute on two cores. `--keep` writes docs/model/results.json.
+// real reducers too. Needs spin, gcc and a built packages/protocol; some minutes on two cores, one with `--small`.
+// `--keep` writes docs/model/results.json.
 import { execFile } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -17,7 +18,15 @@ const RANDOM_RUN_STEPS = 3000;
 const AT_ONCE = 2;
 const OUTPUT_BYTES_MAX = 2 ** 26;
 
-const holds = (name, ...define) => ({ name, define, isLive: define.includes("LIVE"), mistake: undefined });
+const isSmall = process.argv.includes("--small");
+/** With `--small` epochs go to 4 at most: a fifth of the states. */
+const epochs = (define) => (isSmall ? [...define.filter((one) => !one.startsWith("EPOCH_MAX")), "EPOCH_MAX=4"] : define);
+const holds = (name, ...define) => ({
+  name: isSmall ? `${name.replace(/, epochs to \d/, "")}, epochs to 4` : name,
+  define: epochs(define),
+  isLive: define.includes("LIVE"),
+  mistake: undefined,
+});
 /** A step too rare for the random runs, which the reducers must agree with. */
 const shows = (name, ...define) => ({ name, define: [name, ...define], isLive: false, mistake: { finds: "unseen", isReducers: false } });
 /** `isReducers`: a transition, an effect or an order is wrong, so the reducers must differ from the trace. In the others the agent or a person is. */
@@ -115,7 +124,7 @@ async function check({ name, define, isLive, mistake }, folder, onStep) {
   const generated = await run("spin", [...defines(define), "-a", MODEL], folder);
   // Breadth first finds the shortest trace of a mistake; cycles are looked for depth first.
   const search = isLive ? [] : ["-DSAFETY", "-DNOFAIR", ...(mistake === undefined ? [] : ["-DBFS"])];
-  const compiled = await run("gcc", [mistake === undefined ? "-O2" : "-O1", ...search, "-o", "pan", "pan.c"], folder);
+  const compiled = await run("gcc", [mistake === undefined ? "-O2" : "-O0", ...search, "-o", "pan", "pan.c"], folder);
   if (!existsSync(join(folder, "pan"))) return { name, isGood: false, found: "nothing", said: `${generated}\n${compiled}` };
   const options = ["-m100000", mistake === undefined ? "-w24" : "-w20", ...(isLive ? ["-a", "-f"] : [])];
   const printed = await run("sh", ["-c", './pan "$@"; times', "pan", ...options], folder); // and the processor time that it took

@@ -61,6 +61,7 @@ class Life {
       this.faultsEnded = reason;
       if (!this.isFinishing) this.fail(reason);
     };
+    if (faults.failure !== undefined) faults.onFailure(faults.failure); // in the pause, say
     control.ready().catch((error: unknown) => this.fail(MigrationError.from(error))); // it died before anybody listened
   }
 

@@ -23,6 +23,8 @@ export class FaultServing {
   #markEnded: () => void = () => {};
   #isOver = false;
   #isEnding = false;
+  /** Why it ended without being told to. */
+  failure: MigrationError | undefined;
   /** It ended without being told to. */
   onFailure: (error: MigrationError) => void = () => {};
 
@@ -76,8 +78,9 @@ export class FaultServing {
     this.#thread?.off("message", this.#onMessage).off("error", this.#onError);
     if (this.#thread !== undefined && !isThreadGone) this.#threads.give(this.#thread);
     this.#markEnded();
-    if (!this.#isEnding)
-      this.onFailure(new MigrationError(message.code ?? "ERR_LINK_LOST", message.message || "The fault channel was closed"));
+    if (this.#isEnding) return;
+    this.failure = new MigrationError(message.code ?? "ERR_LINK_LOST", message.message || "The fault channel was closed");
+    this.onFailure(this.failure);
   }
 }
 

@@ -188,19 +188,18 @@ export class FaultHandler {
   }
 
   #receive(receiving: Connection): void {
+    // Once a turn: a source that sends and sends must not keep it from the faults.
     this.#use(({ socket, decoder }) => {
-      for (;;) {
-        const bytes = socket.read(this.#bytes);
-        if (bytes === undefined) return true;
-        if (bytes === 0) return false;
-        decoder.push(this.#bytes.subarray(0, bytes));
-        if (!receiving.isHeard) {
-          receiving.isHeard = true;
-          this.#settle();
-          for (const page of this.#waiting.keys()) this.#ask(page);
-        }
-        if (bytes < this.#bytes.byteLength) return this.#connection === receiving;
+      const bytes = socket.read(this.#bytes);
+      if (bytes === undefined) return true;
+      if (bytes === 0) return false;
+      decoder.push(this.#bytes.subarray(0, bytes));
+      if (!receiving.isHeard) {
+        receiving.isHeard = true;
+        this.#settle();
+        for (const page of this.#waiting.keys()) this.#ask(page);
       }
+      return true;
     });
   }
 
