@@ -81,6 +81,15 @@ describe("post-copy", { skip }, () => {
     await isRight(client);
   });
 
+  it("hybrid of a guest that can be followed is plain pre-copy: proven before COMMIT, audited after it, and nothing is fetched", async () => {
+    const source = await lab.source("a");
+    const target = await lab.agent("target", "b");
+    const report = await reportOf(lab.migrate(source, target.listen, ["--mode", "hybrid"]));
+    assert.equal(report["digest-equal"], true);
+    assert.equal(report["postcopy"], null);
+    assert.equal((report["audit"] as JsonLine)["mismatched"], 0);
+  });
+
   for (const { title, begin, args } of [
     { title: "precopy postcopy", begin: true, args: [] },
     { title: "--timeout-action postcopy", begin: false, args: ["--timeout", "800ms", "--timeout-action", "postcopy"] },

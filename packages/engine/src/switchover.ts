@@ -29,20 +29,26 @@ export interface Prepared {
  * @param remaining collected and not sent yet; joined with the last collection, so no page travels twice. With `isArmed` false (plain
  * stop-and-copy) the dirty log is started here, and lists every page that may be other than zero.
  */
-export async function pauseAndPrepare(
-  remaining: Bitmap,
+export const pauseAndPrepare = (remaining: Bitmap, round: number, isArmed: boolean, ports: SwitchoverPorts): Promise<Prepared> =>
+  pauseAndSend(round, ports, async () => {
+    await (isArmed ? ports.dirty.collect(remaining) : ports.dirty.start(remaining));
+    return remaining;
+  });
+
+/** @param collect the last dirty sync; resolves with what is to be sent in the pause. */
+async function pauseAndSend(
   round: number,
-  isArmed: boolean,
-  { dirty, link, guest, handover, clock }: SwitchoverPorts,
+  { link, guest, handover, clock }: SwitchoverPorts,
+  collect: () => Promise<Bitmap>,
 ): Promise<Prepared> {
   const askedAt = clock();
   const state = await guest.pause();
   const pausedAt = clock();
-  await (isArmed ? dirty.collect(remaining) : dirty.start(remaining));
+  const pages = await collect();
   const collectedAt = clock();
-  const lastPages = remaining.count();
+  const lastPages = pages.count();
   // The state travels beside the last pages; the target waits for both.
-  const [last] = await Promise.all([link.sendLast(round, remaining), tell(handover, { round, guest: state })]);
+  const [last] = await Promise.all([link.sendLast(round, pages), tell(handover, { round, guest: state })]);
   const sentAt = clock();
   await handover.prepare();
   const preparedAtMs = clock();
@@ -104,37 +110,21 @@ export async function announceMissing(missing: Bitmap, { dirty, postcopy }: Pick
 export async function pauseAndSplit(
   { missing, untold }: Split,
   round: number,
-  { dirty, link, guest, handover, clock, postcopy }: SplitPorts,
+  ports: SplitPorts,
 ): Promise<Prepared & { readonly missing: Bitmap }> {
-  const askedAt = clock();
-  const state = await guest.pause();
-  const pausedAt = clock();
-  const written = new Bitmap(missing.pages);
-  await dirty.collect(written);
-  written.remove(missing);
-  missing.join(written);
-  untold.join(written);
-  const collectedAt = clock();
-  const devices = devicePagesOf(missing.pages, postcopy);
-  missing.remove(devices);
-  postcopy.tellDiscard(untold);
-  const [last] = await Promise.all([link.sendLast(round, devices), tell(handover, { round, guest: state })]);
-  const sentAt = clock();
-  await handover.prepare();
-  const preparedAtMs = clock();
-  return {
-    pausedAtMs: askedAt,
-    preparedAtMs,
-    last,
-    lastPages: last.normalPages + last.zeroPages,
-    missing,
-    breakdown: {
-      pause: pausedAt - askedAt,
-      collect: collectedAt - pausedAt,
-      transfer: sentAt - collectedAt,
-      prepare: preparedAtMs - sentAt,
-    },
-  };
+  const { dirty, postcopy } = ports;
+  const prepared = await pauseAndSend(round, ports, async () => {
+    const written = new Bitmap(missing.pages);
+    await dirty.collect(written);
+    written.remove(missing);
+    missing.join(written);
+    untold.join(written);
+    if (untold.count() > 0) postcopy.tellDiscard(untold);
+    const devices = devicePagesOf(missing.pages, postcopy);
+    missing.remove(devices);
+    return devices;
+  });
+  return { ...prepared, missing };
 }
 
 /** A state that cannot be sent rejects, and the pages under way are the caller's to stop. */

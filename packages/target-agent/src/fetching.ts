@@ -18,6 +18,7 @@ export class Fetching {
   readonly #populated: Bitmap;
   /** Told of, and not let go of yet. */
   readonly #noted: Bitmap;
+  #hasNoted = false;
   #faults: FaultHandling | undefined;
   #generation = 0;
   #placed: Promise<{ digest: string | null; faults: FaultStatistics }> | undefined;
@@ -52,6 +53,7 @@ export class Fetching {
 
   /** Some more pages of which the source has a newer version. @throws {MigrationError} ERR_BAD_MESSAGE */
   note(piece: BitmapPiece): void {
+    this.#hasNoted = true;
     joinPiece(this.#noted.words, this.#noted.pages, piece);
   }
 
@@ -60,6 +62,8 @@ export class Fetching {
    * there, and pages that come are placed. @throws {MigrationError} ERR_SYSTEM_CALL
    */
   async listen(): Promise<void> {
+    if (this.#faults !== undefined && !this.#hasNoted) return;
+    this.#hasNoted = false;
     this.#missing.bitmap.join(this.#noted);
     this.#populated.join(this.#noted);
     await this.#memory.discard(this.#noted, this.#hashes);

@@ -40,7 +40,7 @@ export class IncomingMigration {
   readonly #admit: Message<"admit">;
   readonly #reservation: Reservation;
   #pages: PageReceiver;
-  /** In post-copy, from `listen` on. */
+  /** Where the migration may come to post-copy; open from `listen` on. */
   readonly #fetching: Fetching | undefined;
   /** Where the source says that it can be asked; undefined if it cannot. */
   readonly #peer: string | undefined;
@@ -74,8 +74,13 @@ export class IncomingMigration {
     this.#options = options;
     this.#state = admitted(admit.epoch);
     this.#hashes = admit.digest ? guest.freshHashTable() : undefined;
-    // The copy is of no use without the source from `listen` on, so whatever ends the attempt ends it.
     this.#fetching = admit.postcopy ? new Fetching(guest, options.guests.memory, options.threads, this.#hashes) : undefined;
+    if (this.#fetching !== undefined)
+      this.#fetching.onFailure = (error) => {
+        guest.failure ??= error;
+        options.guests.onGuestFailure(guest.manifest.id, error);
+        if (this.isUndecided) this.#discardAndForget(error);
+      };
     this.#pages = this.#openPages();
     this.#peer = admit.from === null ? undefined : reachableFrom(admit.from, control.remoteHost);
     this.#control = control;
@@ -240,7 +245,8 @@ export class IncomingMigration {
       `The source has ended, and with it ${pages} pages of the guest that are missing here`,
     );
     if (pages > 0 && this.#state.phase === "prepared") return this.discard(cause);
-    if (!this.isFetching || (await this.#fetching?.finish()) !== undefined) return;
+    if (!this.isFetching) return;
+    if ((await this.#fetching?.finish()) !== undefined) return this.#pages.end();
     this.guest.failure ??= cause;
     this.#options.registry.remove(this.guest);
     await this.#carryOut(this.#step("starved", cause), 0, cause);
@@ -266,7 +272,7 @@ export class IncomingMigration {
     if (phase !== "receiving" || state.epoch !== epoch)
       throw new MigrationError("ERR_BAD_MESSAGE", `STATE at epoch ${state.epoch}; we are ${phase} at ${epoch}`);
     await this.#allDelivered(state.round); // a program may look at its memory while it loads
-    await this.#fetching?.listen(); // to what was written since
+    if (this.#fetching?.isOpen === true) await this.#fetching.listen(); // to what was written since; a guest that could be followed needs none of it
     await this.guest.load(toGuestState(state));
     const digest = this.#admit.digest && this.#fetching?.isOpen !== true ? await this.#verifiedDigest() : null;
     if (this.#state.phase !== "receiving") return; // discarded meanwhile
