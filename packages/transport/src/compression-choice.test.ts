@@ -15,8 +15,13 @@ class Channel {
   linkSpeed: number;
   packSpeed: number;
   ratio: number;
+  /** Of the peer, in bytes of pages; what it has not unpacked stays in the socket. */
+  unpackSpeed = Infinity;
+  /** What a few pages alone are compressed faster by than a whole packet. */
+  sampleGain = 1;
   readonly #choice: CompressionChoice;
-  #buffered = 0;
+  /** In the socket. */
+  readonly #queue: { bytes: number; readonly speed: number }[] = [];
   #drainedMs = 0;
 
   constructor(linkSpeed: number, packSpeed: number, ratio: number) {
@@ -31,25 +36,44 @@ class Channel {
     const raw = PACKET_PAGES * PAGE_BYTES;
     const chosen = this.#choice.choose(() => {
       this.samples++;
-      this.nowMs += (16 * PAGE_BYTES) / this.packSpeed;
-      return { pages: 16, bytes: 16 * PAGE_BYTES * this.ratio, ms: (16 * PAGE_BYTES) / this.packSpeed };
+      const ms = (16 * PAGE_BYTES) / this.packSpeed / this.sampleGain;
+      this.nowMs += ms;
+      return { pages: 16, bytes: 16 * PAGE_BYTES * this.ratio, ms };
     });
     const isCompressed = chosen !== "none";
     const started = this.nowMs;
     if (isCompressed) this.nowMs += raw / this.packSpeed;
+    const packedAt = this.nowMs;
     const bytes = isCompressed ? raw * this.ratio : raw;
     this.#drain();
-    this.#buffered += bytes;
-    if (this.#buffered > this.bufferBytes) this.nowMs += (this.#buffered - this.bufferBytes) / this.linkSpeed;
+    this.#queue.push({ bytes, speed: Math.min(this.linkSpeed, isCompressed ? this.unpackSpeed * this.ratio : Infinity) });
+    while (this.#backlogBytes() > this.bufferBytes) {
+      this.nowMs += 0.1;
+      this.#drain();
+    }
     this.#drain();
     this.nowMs += 0.1; // a system call and the copy into the socket
-    const backlogBytes = this.tellsBacklog ? this.#buffered : undefined;
-    this.#choice.sent({ compression: chosen, pages: PACKET_PAGES, bytes, startedAt: started, endedAt: this.nowMs, backlogBytes });
+    const backlogBytes = this.tellsBacklog ? this.#backlogBytes() : undefined;
+    this.#choice.sent({ compression: chosen, pages: PACKET_PAGES, bytes, startedAt: started, packedAt, endedAt: this.nowMs, backlogBytes });
     return isCompressed;
   }
 
+  beginRound(): void {
+    this.#choice.beginRound();
+  }
+
+  #backlogBytes(): number {
+    return this.#queue.reduce((sum, { bytes }) => sum + bytes, 0);
+  }
+
   #drain(): void {
-    this.#buffered = Math.max(0, this.#buffered - (this.nowMs - this.#drainedMs) * this.linkSpeed);
+    for (let ms = this.nowMs - this.#drainedMs; ms > 0 && this.#queue.length > 0; ) {
+      const first = this.#queue[0]!;
+      const leaves = Math.min(first.bytes, ms * first.speed);
+      ms -= leaves / first.speed;
+      first.bytes -= leaves;
+      if (first.bytes < 1) this.#queue.shift();
+    }
     this.#drainedMs = this.nowMs;
   }
 
@@ -110,7 +134,7 @@ describe("CompressionChoice", () => {
         const endedAt = nowMs + Math.max(packMs, (PACKET_PAGES * bytes) / pagesAMs);
         choice.sent({
           ...{ compression: chosen, pages: PACKET_PAGES, bytes: bytes * PACKET_PAGES * PAGE_BYTES },
-          ...{ startedAt: nowMs, endedAt, backlogBytes: undefined },
+          ...{ startedAt: nowMs, packedAt: nowMs + packMs, endedAt, backlogBytes: undefined },
         });
         nowMs = endedAt;
         last = chosen;
@@ -148,6 +172,38 @@ describe("CompressionChoice", () => {
     channel.linkSpeed = GBIT;
     channel.sendMany(50);
     assert.ok(channel.sendMany(100) > 0.9, "on the slow link again");
+  });
+
+  it("takes a peer that unpacks slowly for no slow link", () => {
+    const channel = new Channel(10 * GBIT, 20 * GBIT, 0.06);
+    channel.unpackSpeed = 5 * GBIT;
+    channel.bufferBytes = 2 ** 20;
+    const share = channel.sendMany(500);
+    assert.ok(share < 0.1, `${share} compressed, ${channel.nowMs} ms`);
+  });
+
+  it("believes whole packets more than samples", () => {
+    const channel = new Channel(10 * GBIT, 5 * GBIT, 0.06);
+    channel.sampleGain = 6;
+    assert.ok(channel.sendMany(500) < 0.02);
+  });
+
+  it("tries again what was no gain while the peer had no time", () => {
+    const channel = new Channel(GBIT, LZ4, 0.3);
+    channel.unpackSpeed = GBIT / 10;
+    channel.sendMany(100);
+    channel.unpackSpeed = Infinity;
+    channel.sendMany(150);
+    assert.ok(channel.sendMany(100) > 0.9);
+  });
+
+  it("does not take the time between two rounds for the link's", () => {
+    const channel = new Channel(10 * GBIT, LZ4, 0.3);
+    for (let round = 0; round < 20; round++) {
+      assert.equal(channel.sendMany(3), 0, `round ${round}`);
+      channel.nowMs += 500;
+      channel.beginRound();
+    }
   });
 
   it("is never slower than sending everything as it is by more than a twentieth, nor than compressing everything where that is faster", () => {

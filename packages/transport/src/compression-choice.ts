@@ -15,148 +15,175 @@ export interface SentPacket {
   readonly pages: number;
   /** On the wire. */
   readonly bytes: number;
-  /** Its first page was touched; the last byte was taken. ms, monotonic. */
+  /** Its first page was touched, it was ready to be sent, the last byte was taken. ms, monotonic. */
   readonly startedAt: number;
+  readonly packedAt: number;
   readonly endedAt: number;
   /** See SendPump. */
   readonly backlogBytes: number | undefined;
 }
 
-/** After a change of mode the socket's buffer hides for so many packets what the link carries; not where its backlog is known. */
+type PacketCompression = SentPacket["compression"];
+
+/** Where a socket's backlog is not known, its buffer hides for so many packets in a row what the link carries. */
 const SETTLING_PACKETS = 3;
-/** What drains out of a socket in less says nothing: packets and acknowledgements come in bursts. */
-const WINDOW_MS = 1;
-/** With less than this left in the socket the link has kept up. */
-const BACKLOG_BYTES = 2 ** 18;
-/** A packet that waits this long for room in the socket waits for a slow link; for less it may be for the peer's processor. */
-const WAITED_MS = 10;
+/** What left a channel in less says nothing: packets and acknowledgements come in bursts. */
+const WINDOW_MS = 5;
 /** A smaller packet says little of a speed. */
 const PAGES_MIN = 256;
 /** Compression has to promise this much more, since what it saves is forecast and what it costs is certain. */
-const GAIN_MIN = 1.1;
+const GAIN_MIN = 1.15;
 /** Where compression cannot keep up with the link, contents are looked at as seldom as this: it takes a twentieth of a packet's time. */
 const LOOK_EVERY_PACKETS = 16;
-/** Compressing at this share of its own speed or more, the processor is what limits it, and nobody knows what the link would carry. */
-const PROCESSOR_BOUND = 0.8;
-/**
- * What is compressed may wait for the processor here, or there, and look like a slow link: what a packet takes that is not is found out anew after so
- * many, the first time soon, and after twice as many each time that it came to the same.
- */
-const FIRST_MEASURE_PACKETS = 8;
-const REMEASURE_PACKETS = 64;
-/** How much the latest packet counts. A link that seemed faster was a socket's buffer being filled, so less counts more. */
-const WEIGHT = 0.3;
-const WEIGHT_SLOWER = 0.7;
+/** What was no gain is tried again after so many packets, since it may have been the peer's bad moment, and after twice as many each time that it was none again. */
+const RETRY_PACKETS = 64;
+/** While packets are compressed nobody sees what the link would take as it is: one is sent so for as many times of what one takes. */
+const REMEASURE_AFTER = 20;
+/** A link that carries this share of what it was known to is no slower. */
+const AS_KNOWN = 0.9;
+/** How much the latest counts of what is smoothed. A link that seemed slower was a peer being held up, so less counts less. */
+const WEIGHT = 0.5;
+const WEIGHT_SLOWER = 0.3;
 
-const mixed = (before: number | undefined, now: number): number =>
-  before === undefined ? now : before + (now < before ? WEIGHT_SLOWER : WEIGHT) * (now - before);
+const mixed = (before: number, now: number, weight = WEIGHT): number => (Number.isFinite(before) ? before + weight * (now - before) : now);
+const mixedSpeed = (before: number, now: number): number => mixed(before, now, now < before ? WEIGHT_SLOWER : WEIGHT);
+
+/** A candidate's speeds, pages a ms. */
+interface Pack {
+  /** Of samples; NaN before the first. */
+  sampled: number;
+  /** What whole packets take of it: a sample of a few pages finds the processor's caches to itself. */
+  share: number;
+  /** What whole packets were seen to leave at, which the peer's processor may limit; infinite before the first. */
+  reached: number;
+  /** Packets. */
+  retryAt: number;
+  retryAfter: number;
+}
+
+const newPack = (): Pack => ({ sampled: NaN, share: 1, reached: Infinity, retryAt: 0, retryAfter: RETRY_PACKETS });
 
 /**
  * Decides for each packet of one channel how its pages are compressed, if at all, and changes its mind when link, processor or contents do. What counts is how
- * fast pages leave: uncompressed as fast as the link takes them, which is measured; compressed as fast as the link takes what is left of them, or as fast as
- * they can be compressed, whichever is slower. Only whole packets are timed, so what else a channel does is in it.
+ * fast pages leave the socket: uncompressed as fast as they were seen to; compressed as fast as the same link takes what is left of them, or as fast as they
+ * can be compressed here, or unpacked there, whichever is slowest. What seems a slow link while compressed pages leave may be the peer unpacking them, so only
+ * uncompressed ones may tell it, and some are sent for nothing else.
  */
 export class CompressionChoice {
   readonly #candidates: readonly BlockCompression[];
-  /** Uncompressed. Pages a ms, as all of these. */
-  #rawSpeed: number | undefined;
-  readonly #packSpeeds = new Map<BlockCompression, number>();
+  /** Uncompressed. Pages a ms; NaN before the first was measured. */
+  #rawSpeed = NaN;
+  readonly #packs = new Map<BlockCompression, Pack>();
   #packets = 0;
-  #rawInARow = 0;
-  /** Compressed since the link was last seen without. */
-  #packed = 0;
-  #remeasureAfter = FIRST_MEASURE_PACKETS;
-  /** Nothing is compressed until the link was measured. */
-  #remeasuring = false;
-  /** After the last packet; undefined where nobody can tell. */
-  #backlogBytes: number | undefined = 0;
+  #isRemeasuring = true;
+  /** Of compressed packets, since the link was last seen uncompressed. */
+  #packedMs = 0;
   #endedAt: number | undefined;
-  /** Since the last estimate of the link, while it was what everything waited for. */
-  #windowBytes = 0;
-  #windowMs = 0;
+  #latest: PacketCompression = "none";
+  /** Of the latest kind. */
+  #inARow = 0;
+  /** In the socket: what is left of each packet, the oldest first. */
+  readonly #queue: { readonly compression: PacketCompression; bytes: number; pages: number }[] = [];
+  #queuedBytes = 0;
+  /** What left the socket since a speed was last found. */
+  readonly #left = { bytes: 0, pages: 0, ms: 0, compressions: new Set<PacketCompression>() };
 
   /** @param candidates beside none */
   constructor(candidates: readonly BlockCompression[]) {
     this.#candidates = candidates;
   }
 
+  /** A round begins: what passed since the last one was not the channel's time, and its packets have left. */
+  beginRound(): void {
+    this.#endedAt = undefined;
+    this.#queue.length = this.#queuedBytes = 0;
+    this.#beginWindow();
+  }
+
   /** How the next packet is sent. @param sample compresses some pages of it; called only if the answer may matter. */
-  choose(sample: (compression: BlockCompression) => PackSample): BlockCompression | "none" {
+  choose(sample: (compression: BlockCompression) => PackSample): PacketCompression {
     this.#packets++;
-    if (this.#packed >= this.#remeasureAfter) {
-      this.#packed = 0;
-      this.#remeasureAfter = Math.max(2 * this.#remeasureAfter, REMEASURE_PACKETS);
-      this.#remeasuring = true;
-      this.#rawInARow = 0;
-    }
-    if (this.#remeasuring) return "none";
-    const raw = this.#rawSpeed;
-    if (raw === undefined) return "none"; // one packet tells that a link is slow, and on a fast one everything else would be a loss
-    let [best, bestSpeed]: [BlockCompression | "none", number] = ["none", raw * GAIN_MIN];
+    if (this.#isRemeasuring) return "none"; // a packet tells that a link is slow, and on a fast one everything else would be a loss
+    let [best, bestSpeed]: [PacketCompression, number] = ["none", this.#rawSpeed * GAIN_MIN];
     for (const candidate of this.#candidates) {
-      const known = this.#packSpeeds.get(candidate);
+      const pack = this.#packs.get(candidate) ?? newPack();
+      if (pack.reached < this.#rawSpeed * GAIN_MIN) {
+        if (this.#packets < pack.retryAt) continue;
+        pack.reached = Infinity;
+      }
       // What cannot be faster than what was found already is looked at from time to time.
-      if (known !== undefined && known < bestSpeed && this.#packets % LOOK_EVERY_PACKETS !== 0) continue;
+      if (Math.min(pack.sampled * pack.share, pack.reached) < bestSpeed && this.#packets % LOOK_EVERY_PACKETS !== 0) continue;
       const { pages, bytes, ms } = sample(candidate);
-      const packSpeed = mixed(known, pages / Math.max(ms, 0.001));
-      this.#packSpeeds.set(candidate, packSpeed);
-      const speed = Math.min(packSpeed, (raw * pages * PAGE_BYTES) / bytes);
+      pack.sampled = mixedSpeed(pack.sampled, pages / Math.max(ms, 0.001));
+      this.#packs.set(candidate, pack);
+      const speed = Math.min(pack.sampled * pack.share, pack.reached, (this.#rawSpeed * pages * PAGE_BYTES) / bytes);
       if (speed > bestSpeed) [best, bestSpeed] = [candidate, speed];
     }
     return best;
   }
 
-  sent({ compression, pages, bytes, startedAt, endedAt, backlogBytes }: SentPacket): void {
-    this.#windowBytes += bytes + (this.#backlogBytes ?? 0) - (backlogBytes ?? 0);
-    this.#windowMs += endedAt - (this.#endedAt ?? startedAt);
-    this.#backlogBytes = backlogBytes;
+  sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes }: SentPacket): void {
+    const ms = endedAt - (this.#endedAt ?? startedAt);
     this.#endedAt = endedAt;
-    const speed = pages / Math.max(endedAt - startedAt, 0.001);
-    if (backlogBytes === undefined) {
-      if (pages >= PAGES_MIN) this.#sentBlindly(compression, speed, speed * (bytes / (pages * PAGE_BYTES)));
-      return;
-    }
-    // Of the packet before something was left when this one came: all the while the link was what everything waited for. It was as well if a packet
-    // that nobody compressed waited long for room, where the socket takes less than one.
-    const hasWaited = compression === "none" && backlogBytes >= BACKLOG_BYTES && endedAt - startedAt >= WAITED_MS;
-    const isLinkBound = backlogBytes > bytes || hasWaited;
-    if (isLinkBound && this.#windowMs < WINDOW_MS) return;
-    const linkSpeed = Math.max(this.#windowBytes / PAGE_BYTES / Math.max(this.#windowMs, 0.001), 0.001);
-    this.#windowBytes = this.#windowMs = 0;
-    if (isLinkBound) {
-      this.#learn(linkSpeed, compression === "none");
-    } else if (pages < PAGES_MIN) return;
-    else if (compression !== "none") this.#atLeast(linkSpeed);
-    else if (backlogBytes < BACKLOG_BYTES) this.#learn(speed, true); // else the socket took it, and nobody knows yet how long it will keep it
-  }
-
-  /** Where a socket's buffer cannot be looked into: what keeps a packet longer than compressing it takes is the link. */
-  #sentBlindly(compression: BlockCompression | "none", speed: number, linkSpeed: number): void {
+    this.#inARow = compression === this.#latest ? this.#inARow + 1 : 1;
+    this.#latest = compression;
     if (compression !== "none") {
-      this.#rawInARow = 0;
-      if (speed >= (this.#packSpeeds.get(compression) ?? 0) * PROCESSOR_BOUND) return this.#atLeast(linkSpeed);
-      return this.#learn(linkSpeed, false);
+      this.#packedMs += ms;
+      if (this.#packedMs * this.#rawSpeed > REMEASURE_AFTER * pages) this.#isRemeasuring = true;
+      const pack = this.#packs.get(compression);
+      if (pack !== undefined && pages >= PAGES_MIN)
+        pack.share = mixed(pack.share, pages / Math.max(packedAt - startedAt, 0.001) / pack.sampled);
     }
-    const isSettled = ++this.#rawInARow > SETTLING_PACKETS;
-    if (this.#rawInARow === SETTLING_PACKETS + 1) this.#rawSpeed = undefined; // what was known before was another mode's
-    if (isSettled) this.#learn(speed, true);
+    this.#queue.push({ compression, bytes, pages });
+    this.#queuedBytes += bytes;
+    this.#leave(this.#queuedBytes - (backlogBytes ?? 0), ms);
+    if (backlogBytes === undefined && this.#inARow <= SETTLING_PACKETS) this.#beginWindow();
+    else if (this.#left.ms >= WINDOW_MS) this.#learn();
   }
 
-  /** @param speed of the link, or of pages that are not compressed where that is slower */
-  #learn(speed: number, isRaw: boolean): void {
-    this.#rawSpeed = mixed(isRaw && this.#remeasuring ? undefined : this.#rawSpeed, speed);
-    if (!isRaw) {
-      this.#packed++;
-      return;
+  /** @param bytes from the front of the queue, in these ms */
+  #leave(bytes: number, ms: number): void {
+    const left = this.#left;
+    left.ms += ms;
+    this.#queuedBytes -= Math.max(bytes, 0);
+    for (let first = this.#queue[0]; first !== undefined && bytes >= 1; first = this.#queue[0]) {
+      const share = Math.min(bytes / first.bytes, 1);
+      const [leftBytes, leftPages] = [first.bytes * share, first.pages * share];
+      left.compressions.add(first.compression);
+      left.bytes += leftBytes;
+      left.pages += leftPages;
+      first.bytes -= leftBytes;
+      first.pages -= leftPages;
+      bytes -= leftBytes;
+      if (share === 1) this.#queue.shift();
     }
-    this.#packed = 0;
-    if (!this.#remeasuring) this.#remeasureAfter = REMEASURE_PACKETS; // it was better
-    this.#remeasuring = false;
   }
 
-  /** The processor was what limited a packet. */
-  #atLeast(linkSpeed: number): void {
-    this.#packed++;
-    this.#rawSpeed = Math.max(this.#rawSpeed ?? 0, linkSpeed);
+  #learn(): void {
+    const { bytes, pages, ms, compressions } = this.#left;
+    const speed = Math.max(bytes / PAGE_BYTES / ms, 0.001);
+    const isRaw = compressions.has("none");
+    const isPure = compressions.size <= 1;
+    const known = this.#rawSpeed;
+    if ((isRaw && isPure) || compressions.size === 0 || speed > known) this.#rawSpeed = mixedSpeed(known, speed);
+    if (isRaw && (isPure || speed > AS_KNOWN * known)) {
+      this.#isRemeasuring = false;
+      this.#packedMs = 0;
+    }
+    for (const [compression, pack] of this.#packs)
+      if (isPure && compressions.has(compression)) {
+        pack.reached = mixed(pack.reached, pages / ms);
+        if (pack.reached >= this.#rawSpeed * GAIN_MIN) pack.retryAfter = RETRY_PACKETS;
+        else if (this.#packets >= pack.retryAt) {
+          pack.retryAt = this.#packets + pack.retryAfter;
+          pack.retryAfter *= 2;
+        }
+      }
+    this.#beginWindow();
+  }
+
+  #beginWindow(): void {
+    this.#left.bytes = this.#left.pages = this.#left.ms = 0;
+    this.#left.compressions.clear();
   }
 }

@@ -132,6 +132,7 @@ export class PagePacker {
     const { lanes, hashes } = this.#source;
     this.#deltas = round > 1 ? this.#encoder : undefined;
     this.#round = round;
+    this.#choice.beginRound();
     this.#normalPages = this.#zeroPages = this.#bytes = this.#handedTo = this.#packedTo = 0;
     this.#starts.fill(Number.POSITIVE_INFINITY);
     for (const { lane, page } of from) this.#starts[lane] = page;
@@ -192,18 +193,21 @@ export class PagePacker {
     this.#data = this.#zero = this.#dataPages = 0;
   }
 
-  async #sendPages(compression: BlockCompression | "none"): Promise<void> {
-    if (compression === "none") await this.#send(PacketKind.Pages, 0);
-    else await this.#send(PacketKind.Pages, 0, ENCODINGS[compression], await this.#compress(this.#codec(compression)));
+  /** @returns when the packet was ready to be sent. ms, monotonic */
+  async #sendPages(compression: BlockCompression | "none"): Promise<number> {
+    const payload = compression === "none" ? undefined : await this.#compress(this.#codec(compression));
+    const packedAt = performance.now();
+    await this.#send(PacketKind.Pages, 0, compression === "none" ? PageEncoding.Raw : ENCODINGS[compression], payload);
+    return packedAt;
   }
 
   /** As they are or compressed, whichever the link takes sooner. */
   async #sendChosen(): Promise<void> {
-    const chosen = this.#choice.choose((compression) => this.#sample(this.#codec(compression)));
+    const compression = this.#choice.choose((candidate) => this.#sample(this.#codec(candidate)));
     const [startedAt, before] = [performance.now(), this.#bytes];
-    await this.#sendPages(chosen);
+    const packedAt = await this.#sendPages(compression);
     const [pages, bytes, endedAt] = [this.#dataPages, this.#bytes - before, performance.now()];
-    this.#choice.sent({ compression: chosen, pages, bytes, startedAt, endedAt, backlogBytes: this.#pump.backlogBytes() });
+    this.#choice.sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes: this.#pump.backlogBytes() });
   }
 
   #codec(compression: BlockCompression): BlockCodec {
