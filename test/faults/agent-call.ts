@@ -23,6 +23,7 @@ export type Answer<T> =
 /** As much of `precopy status` as is looked at here. */
 export interface Status {
   readonly guest: { readonly id: string; readonly epoch: number; readonly phase: string } | null;
+  readonly "query-migrate"?: { readonly status?: string };
   /** Guests that an earlier process of the agent left in doubt. */
   readonly unresolved?: readonly { readonly guest: string }[];
 }

@@ -26,9 +26,9 @@ export const POINTS = [
 export type Point = (typeof POINTS)[number];
 export type Role = "source" | "target";
 
-/** ms after the command was given, or after a hold began. */
+/** ms after the command was given, after a hold began, or after the guest ran at the target without all of its memory. */
 export interface When {
-  readonly after: "start" | "hold";
+  readonly after: "start" | "hold" | "postcopy";
   readonly ms: number;
 }
 
@@ -65,7 +65,7 @@ export interface FaultCase {
   readonly mayRollBack: boolean;
 }
 
-const whenText = ({ after, ms }: When): string => `@${after === "hold" ? "hold+" : ""}${ms}`;
+const whenText = ({ after, ms }: When): string => `@${after === "start" ? "" : `${after}+`}${ms}`;
 
 function effectText(effect: Effect): string {
   switch (effect.type) {
@@ -80,7 +80,7 @@ function effectText(effect: Effect): string {
   }
 }
 
-/** A fault as it is printed and as `--fault` takes it: WHERE=ACTION[:VALUE][@MS after the start, or @hold+MS after a hold began]. */
+/** A fault as it is printed and as `--fault` takes it: WHERE=ACTION[:VALUE][@MS after the start, or @hold+MS after a hold began, or @postcopy+MS]. */
 export function faultText(fault: Fault): string {
   switch (fault.kind) {
     case "point":
@@ -137,8 +137,8 @@ function parseEffect(text: string): Effect | undefined {
 
 /** Undefined for what `faultText` does not write. */
 function readFault(text: string): Fault | undefined {
-  const [, where = "", action = "", after, ms = "0"] = /^([^=]+)=([^@]+)(?:@(hold\+)?(\d+))?$/.exec(text) ?? [];
-  const when: When = { after: after === undefined ? "start" : "hold", ms: Number(ms) };
+  const [, where = "", action = "", after, ms = "0"] = /^([^=]+)=([^@]+)(?:@(?:(hold|postcopy)\+)?(\d+))?$/.exec(text) ?? [];
+  const when: When = { after: (after ?? "start") as When["after"], ms: Number(ms) }; // the pattern has no others
   const point = POINTS.find((one) => one === where);
   if (point !== undefined) {
     const [, holdMs] = /^hold:(\d+)$/.exec(action) ?? [];
@@ -150,7 +150,7 @@ function readFault(text: string): Fault | undefined {
   if (where === "operator" && act !== null) return { kind: "operator", act: act[1] as OperatorFault["act"], role: act[2] as Role, when }; // the pattern has no others
   const link = /^(silent|down|broken):(\d+)$/.exec(action);
   if (where === "link" && link !== null) return { kind: "link", act: link[1] as LinkFault["act"], ms: Number(link[2]), when }; // nor this one
-  const place = /^(control|pages|any)\.(up|down)\.(message|byte)#(\d+)$/.exec(where);
+  const place = /^(control|pages|faults|any)\.(up|down)\.(message|byte)#(\d+)$/.exec(where);
   const effect = parseEffect(action);
   if (place === null || effect === undefined) return undefined;
   const [, channel, direction, unit, at] = place as unknown as [
@@ -241,16 +241,42 @@ function pointFaults(random: Random): Fault[] {
   return [one, ...companionsOf(point).faults];
 }
 
-/** The last message that is worth counting to: what comes on a channel in a short migration. */
-const MESSAGES = { "control.up": 7, "control.down": 12, "pages.up": 60, "pages.down": 4 } as const;
+/** A channel and a direction. */
+type Place = "control.up" | "control.down" | "pages.up" | "pages.down" | "faults.up" | "faults.down";
+/** The last message that is worth counting to: what comes on a channel in a short migration. On fault channels only bytes are counted. */
+const MESSAGES: Readonly<Record<Place, number>> = {
+  "control.up": 7,
+  "control.down": 12,
+  "pages.up": 60,
+  "pages.down": 4,
+  "faults.up": 0,
+  "faults.down": 0,
+};
 const HEAD_BYTES = 250;
-const BYTES = { "control.up": 2500, "control.down": 1500, "pages.up": 2 ** 24, "pages.down": 400 } as const;
+const BYTES: Readonly<Record<Place, number>> = {
+  "control.up": 2500,
+  "control.down": 1500,
+  "pages.up": 2 ** 24,
+  "pages.down": 400,
+  "faults.up": 2 ** 20,
+  "faults.down": 2000,
+};
 
-function wireFault(random: Random, { linkMs }: Limits): Fault {
-  const place = random.weighted({ "control.up": 4, "control.down": 4, "pages.up": 5, "pages.down": 1 });
-  const [channel, direction] = place.split(".") as ["control" | "pages", WireFault["direction"]]; // of the keys above
+const PLACES: Readonly<Record<string, number>> = { "control.up": 4, "control.down": 4, "pages.up": 5, "pages.down": 1 };
+const POSTCOPY_PLACES: Readonly<Record<string, number>> = {
+  "control.up": 3,
+  "control.down": 3,
+  "pages.up": 4,
+  "faults.up": 4,
+  "faults.down": 2,
+};
+
+/** @param mayFlip what it damages inside a page is found where a migration fails for it; in post-copy the guest has such a page by then */
+function wireFault(random: Random, { linkMs }: Limits, places = PLACES, mayFlip = true): Fault {
+  const place = random.weighted(places) as Place; // of the keys above
+  const [channel, direction] = place.split(".") as [WireFault["channel"], WireFault["direction"]]; // a place is both
   const isLink = random.chance(0.25);
-  const kind = random.weighted({ cut: 5, stall: 3, delay: 1, flip: 2 });
+  const kind = random.weighted({ cut: 5, stall: 3, delay: 1, flip: mayFlip ? 2 : 0 });
   const ms = random.spread(20, linkMs);
   const effect: Effect =
     kind === "cut"
@@ -260,7 +286,7 @@ function wireFault(random: Random, { linkMs }: Limits): Fault {
         : kind === "delay"
           ? { type: "delay", ms: Math.min(ms, 150), isLink }
           : { type: "flip", bit: random.between(0, 7) };
-  const unit = kind !== "flip" && random.chance(0.7) ? "message" : "byte";
+  const unit = kind !== "flip" && channel !== "faults" && random.chance(0.7) ? "message" : "byte";
   // Heads are short, and what is damaged there is soon refused.
   const isBehindHead = random.chance(0.7);
   const byte = (): number =>
@@ -324,6 +350,39 @@ export function deriveCase(seed: number, forced?: readonly Fault[]): FaultCase {
     faults: forced ?? faults,
     restartAfterMs: random.chance(0.9) ? random.spread(30, 2000) : GONE_FOR_LONG_MS,
     isPatient: random.chance(0.08),
+    mayRollBack: random.chance(0.5),
+  };
+}
+
+/** A case whose guest comes to run at the target without all of its memory, if nothing is in the way; most faults strike while it fetches. */
+export function derivePostcopyCase(seed: number, forced?: readonly Fault[]): FaultCase {
+  const random = new Random(seed);
+  const flavour: Flavour = random.chance(0.35) ? "barrier" : "mmu";
+  const from = random.pick(["a", "b"]);
+  const isHybrid = random.chance(0.4);
+  const parameters: Partial<MigrationParameters> = {
+    mode: isHybrid ? "hybrid" : "postcopy",
+    multifdChannels: random.between(1, 4),
+    multifdCompression: random.chance(0.3) ? "lz4" : "none",
+    maxPostcopyBandwidthBytesPerSecond: Number(random.weighted({ 0: 1, 40_000_000: 2, 10_000_000: 4, 4_000_000: 3 })),
+    ...(isHybrid && { maxBandwidthBytesPerSecond: 40_000_000, downtimeLimitMs: 1 }), // which nothing here reaches
+  };
+  const at = (): When => (random.chance(0.8) ? { after: "postcopy", ms: random.spread(1, 1500) } : when(random, false));
+  const faults: Fault[] = [];
+  for (let left = Number(random.weighted({ 1: 5, 2: 4, 3: 2 })); left > 0; left--) {
+    const kind = random.weighted({ wire: 5, link: 4, operator: 3, point: 2 });
+    if (kind === "wire") faults.push(wireFault(random, LIMITS, POSTCOPY_PLACES, false));
+    else if (kind === "link") faults.push(linkFault(random, at(), LIMITS));
+    else if (kind === "point") faults.push(...pointFaults(random).filter((one) => !faults.some((other) => isInTheWay(one, other))));
+    else {
+      const act = random.weighted({ cancel: 1, term: 2, kill: 4 });
+      faults.push({ kind: "operator", act, role: random.pick(["source", "target"]), when: at() });
+    }
+  }
+  return {
+    ...{ seed, flavour, from, parameters, faults: forced ?? faults },
+    restartAfterMs: random.spread(30, 2000),
+    isPatient: false,
     mayRollBack: random.chance(0.5),
   };
 }

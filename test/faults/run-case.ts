@@ -3,7 +3,7 @@ import { askCancel, askMigrate, askResolve } from "./agent-call.js";
 import type { Answer, Status } from "./agent-call.js";
 import type { Exit } from "./agent-process.js";
 import { faultMs, faultText } from "./fault-case.js";
-import type { Fault, FaultCase, LinkFault, OperatorFault, Role } from "./fault-case.js";
+import type { Fault, FaultCase, LinkFault, OperatorFault, Role, When } from "./fault-case.js";
 import { other } from "./fault-lab.js";
 import type { FaultLab, Side } from "./fault-lab.js";
 
@@ -91,6 +91,9 @@ const DAMAGE = [
   "ERR_PAYLOAD_TOO_LARGE",
 ];
 
+/** Of a copy whose operator may not accept a roll-back, whose agent has no such command, or that lacks pages which are nowhere any more. */
+const REFUSED_CLAIMS = ["ERR_ROLLBACK", "ERR_BAD_MESSAGE", "ERR_POSTCOPY_LOST"];
+
 /** Runs one case in a lab whose guest is at `from`, and checks everything afterwards. */
 export class CaseRun {
   readonly #lab: FaultLab;
@@ -109,6 +112,10 @@ export class CaseRun {
   #answer: Answer<MigrationReport> | undefined;
   #phase = "";
   #isHeld = false;
+  /** The guest has come to run at the target without all of its memory. */
+  #isFetching = false;
+  /** When the target was last asked, some of it was missing there. */
+  #isLacking = false;
   #doubtFromMs: number | undefined;
   #doubtToMs: number | undefined;
   #didOperatorDecide = false;
@@ -222,7 +229,7 @@ export class CaseRun {
   }
 
   /** The timed faults that count from here. */
-  #schedule(after: "start" | "hold"): void {
+  #schedule(after: When["after"]): void {
     for (const fault of this.#case.faults) {
       if ((fault.kind !== "operator" && fault.kind !== "link") || fault.when.after !== after) continue;
       this.#timers.push(
@@ -270,6 +277,10 @@ export class CaseRun {
 
   #onEvent(event: ProgressEvent): void {
     if (event.type !== "phase") return;
+    if (event.phase === "postcopy-active" && !this.#isFetching) {
+      this.#isFetching = true;
+      this.#schedule("postcopy");
+    }
     if (event.phase === "in-doubt") this.#doubtFromMs ??= performance.now();
     else if (this.#phase === "in-doubt") this.#doubtToMs = performance.now();
     this.#phase = event.phase;
@@ -314,6 +325,11 @@ export class CaseRun {
       if (!isWaitedFor && quietMs >= LEFTOVER_MS) this.#hurry();
       return undefined;
     }
+    this.#isLacking = targetPhase === "none" ? this.#isLacking : targetPhase.startsWith("postcopy-");
+    const isServing = source["query-migrate"]?.status?.startsWith("postcopy-") === true;
+    // What the target had ended with it; the source has all of it, as it was at the pause, and waits for its operator.
+    if (isServing && targetPhase === "none" && this.#hasDied("target") && quietMs >= LEFTOVER_MS) return this.#decideDoubt();
+    if (targetPhase.startsWith("postcopy-")) return undefined;
     if (sourcePhase === "running" && targetPhase === "running") throw new Error("both sides say that they run the guest");
     if (sourcePhase === "failed" || targetPhase === "failed") throw new Error("the guest failed");
     if (sourcePhase === "in-doubt" && targetPhase !== "running") return quietMs < DOUBT_MS ? undefined : this.#decideDoubt();
@@ -368,7 +384,7 @@ export class CaseRun {
     this.#isRolledBack = answer.type === "ok" && answer.value.isRolledBack;
     this.#isClaimed = answer.type === "ok";
     if (answer.type === "error") await askCancel(socket);
-    if (answer.type === "error" && answer.code !== "ERR_ROLLBACK" && answer.code !== "ERR_BAD_MESSAGE")
+    if (answer.type === "error" && !REFUSED_CLAIMS.includes(answer.code))
       this.#wrong.push(`resolve at the target: ${answer.code}: ${answer.message}`);
     return undefined;
   }
@@ -387,7 +403,8 @@ export class CaseRun {
     const source = decisions("source");
     const target = decisions("target");
     if (source.includes("taken-back")) return this.#hasDied("source");
-    if (target.includes("owner") || target.includes("claimed")) return this.#hasDied("target");
+    if (target.includes("owner") || target.includes("claimed"))
+      return this.#hasDied("target") || (this.#isLacking && this.#hasDied("source"));
     return this.#hasDied("source");
   }
 

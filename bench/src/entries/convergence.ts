@@ -30,11 +30,18 @@ const TECHNIQUES: Readonly<Record<string, Partial<MigrationParameters>>> = {
   lz4: { multifdCompression: "lz4" },
   auto: { multifdCompression: "auto" },
 };
+/** Post-copy beside what it is an alternative to: a guest that is throttled until its link follows. */
+const POSTCOPY_TECHNIQUES: typeof TECHNIQUES = {
+  none: {},
+  sdps: { throttle: "sdps" },
+  hybrid: { mode: "hybrid" },
+  postcopy: { mode: "postcopy" },
+};
 
 interface Converged {
   /** Undefined if it did not end by a switch. */
   readonly figures: MoveFigures | undefined;
-  /** Of the work that was due from the command until the guest was paused, or the migration had failed; undefined if nobody was told. */
+  /** Of the work that was due from the command until the migration was over, at whichever side; undefined if nobody was told. */
   readonly workShare: number | undefined;
   readonly failure: string | undefined;
 }
@@ -49,23 +56,23 @@ async function moveWriter({ link }: MadeLink, dirtyRate: number, parameters: Par
     const { runs, beganAt, elapsedMs } = await moveGuests(link, { guest, count: 1, order: "together", parameters, limitMs: LIMIT_MS });
     const [run] = runs;
     if (run === undefined) throw new Error("One guest is one run");
-    const told = readdirSync(folder).flatMap((file) => /^told-(\d+)$/.exec(file)?.[1] ?? []);
-    const [source] = told.map((agent) => readTold(folder, Number(agent))).toSorted((one, other) => one.atMs[0]! - other.atMs[0]!);
-    const share =
-      source &&
-      workShare(
-        source.atMs,
-        source.pages.map((pages) => (pages * 1000) / dirtyRate),
-        beganAt,
-        beganAt + elapsedMs,
-      );
+    const told = readdirSync(folder)
+      .flatMap((file) => /^told-(\d+)$/.exec(file)?.[1] ?? [])
+      .map((agent) => readTold(folder, Number(agent)))
+      .toSorted((one, other) => one.atMs[0]! - other.atMs[0]!); // at the source, then at the target, where it counts on
+    const share = workShare(
+      told.flatMap(({ atMs }) => atMs),
+      told.flatMap(({ pages }) => pages.map((written) => (written * 1000) / dirtyRate)),
+      beganAt,
+      beganAt + elapsedMs,
+    );
     return { figures: figuresOf(run), workShare: share, failure: run.error?.message };
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
-async function measure({ pairs, say }: BenchRun, made: MadeLink): Promise<Measurement> {
+async function measure(techniques: typeof TECHNIQUES, { pairs, say }: BenchRun, made: MadeLink): Promise<Measurement> {
   const figures = new Map<string, Figure & { readonly values: number[] }>();
   const add = (name: string, unit: Figure["unit"], better: Figure["better"], value: number | undefined): void => {
     if (value === undefined) return;
@@ -76,7 +83,7 @@ async function measure({ pairs, say }: BenchRun, made: MadeLink): Promise<Measur
   const runs: unknown[] = [];
   for (let pair = 0; pair < pairs; pair++)
     for (const fraction of DIRTY_FRACTIONS)
-      for (const [technique, parameters] of Object.entries(TECHNIQUES)) {
+      for (const [technique, parameters] of Object.entries(techniques)) {
         const what = `${fraction} of the link, ${technique}`;
         const dirtyRate = Math.round(fraction * LINK_PAGES);
         const { result: moved, stealShare, tries } = await undisturbed(() => moveWriter(made, dirtyRate, parameters));
@@ -95,16 +102,16 @@ async function measure({ pairs, say }: BenchRun, made: MadeLink): Promise<Measur
   return { figures: [...figures.values()], runs };
 }
 
+const entry = (name: string, techniques: typeof TECHNIQUES): Bench => ({
+  name,
+  suite: "full",
+  workload: { link: LINK_RATE, guest: GUEST, dirtyFractions: DIRTY_FRACTIONS, techniques },
+  measure: (run) =>
+    withLinks([{ rate: LINK_RATE, mtu: 1500, congestionControl: undefined }], ([link]) => {
+      if (link === undefined) throw new Error("One link was asked for");
+      return measure(techniques, run, link);
+    }),
+});
+
 /** Which techniques end a migration of a guest that outruns its link, and what each costs. */
-export const convergenceEntries: readonly Bench[] = [
-  {
-    name: "convergence",
-    suite: "full",
-    workload: { link: LINK_RATE, guest: GUEST, dirtyFractions: DIRTY_FRACTIONS, techniques: TECHNIQUES },
-    measure: (run) =>
-      withLinks([{ rate: LINK_RATE, mtu: 1500, congestionControl: undefined }], ([link]) => {
-        if (link === undefined) throw new Error("One link was asked for");
-        return measure(run, link);
-      }),
-  },
-];
+export const convergenceEntries: readonly Bench[] = [entry("convergence", TECHNIQUES), entry("convergence-postcopy", POSTCOPY_TECHNIQUES)];

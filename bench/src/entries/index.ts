@@ -12,6 +12,7 @@ import { foundingOptionsEntries } from "./founding-options.js";
 import { kernelEntries } from "./kernels.js";
 import { linkSpeedEntries } from "./link-speed.js";
 import { pauseEntries } from "./pause.js";
+import { postcopyEntries } from "./postcopy.js";
 import { slowdownEntries } from "./slowdown.js";
 import { pauseOf100, pausesEntries, versusEntries } from "./versus.js";
 
@@ -28,6 +29,7 @@ export const entries: readonly Bench[] = [
   ...foundingNfvEntries,
   ...foundingOptionsEntries,
   ...convergenceEntries,
+  ...postcopyEntries,
   ...forecastEntries,
   ...linkSpeedEntries,
   ...compressionEntries,

@@ -1,7 +1,7 @@
 import type { Bench, Figure } from "../define-bench.js";
 import { interleave, ratiosOf } from "../pairs.js";
 import type { Pair } from "../pairs.js";
-import { LOADS } from "../peer.js";
+import { LOADS, UNPACED_RATE } from "../peer.js";
 import { precopyWork } from "../peers/precopy-work.js";
 import { qemuWork } from "../peers/qemu-work.js";
 import type { WorkLoad, WorkRun } from "../peers/work.js";
@@ -10,11 +10,6 @@ import { warmMemory } from "../warm-memory.js";
 const GIB = 2 ** 30;
 const BEFORE_MS = 1000;
 const ROUNDS_MS = 8000;
-/**
- * Work of a guest without a pace is counted by it: about what QEMU's guest writes, which is many times ours. Between two collections a page
- * faults once for either of them, so the faster one loses more of its speed: there each side's own figure tells more than the ratio.
- */
-const UNPACED_RATE = 10_000_000;
 /** bits/s; undefined is as much as there is. Capped, the first round alone takes more than four seconds. */
 const CAPS: readonly (number | undefined)[] = [2e9, undefined];
 

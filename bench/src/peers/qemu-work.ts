@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { MAX_BANDWIDTH_BYTES_PER_SECOND, buildGuest, numberAt, withPair } from "./qemu.js";
+import { MAX_BANDWIDTH_BYTES_PER_SECOND, buildGuest, numberAt, settingOf, withPair } from "./qemu.js";
 import type { QemuPair } from "./qemu.js";
 import { LISTEN_AGAIN_MS, told } from "./work.js";
 import type { WorkOrder, WorkPeer, WorkRun } from "./work.js";
@@ -45,7 +45,7 @@ export async function qemuWork(): Promise<WorkPeer | string> {
     name: `${built.name} ${SETTING}`,
     watch: (order, ready) => {
       const { load, maxBandwidthBytesPerSecond = MAX_BANDWIDTH_BYTES_PER_SECOND } = order;
-      return withPair({ load, isUnpaced: load.isUnpaced, setting: SETTING, maxBandwidthBytesPerSecond }, (pair) =>
+      return withPair({ load, isUnpaced: load.isUnpaced, setting: settingOf(SETTING), maxBandwidthBytesPerSecond }, (pair) =>
         watchPair(pair, order, ready),
       );
     },

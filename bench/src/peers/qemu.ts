@@ -14,12 +14,19 @@ import { tickGapMs } from "./ticks.js";
 import { within } from "./within.js";
 
 const QEMU = "qemu-system-x86_64";
-/** Streams of each setting; the first is QEMU's default. */
-const CHANNELS: ReadonlyMap<string, number> = new Map([
-  ["default", 1],
-  ["multifd-2", 2],
-  ["multifd-4", 4],
+interface Setting {
+  readonly channels: number;
+  /** The guest runs at the target from the beginning. */
+  readonly isPostcopy?: boolean;
+}
+/** Of pre-copy; the first is QEMU's default. */
+const SETTINGS: ReadonlyMap<string, Setting> = new Map([
+  ["default", { channels: 1 }],
+  ["multifd-2", { channels: 2 }],
+  ["multifd-4", { channels: 4 }],
 ]);
+/** In no table of pre-copies. */
+const POSTCOPY: Setting = { channels: 1, isPostcopy: true };
 export const DOWNTIME_LIMIT_MS = 10;
 /** Far above what loopback carries. */
 export const MAX_BANDWIDTH_BYTES_PER_SECOND = 10 ** 12;
@@ -57,7 +64,7 @@ export interface QemuOrder {
   readonly load: Load;
   /** Dirties as fast as it can; the load's rate is what its work is counted by. */
   readonly isUnpaced: boolean;
-  readonly setting: string;
+  readonly setting: Setting;
   readonly maxBandwidthBytesPerSecond: number;
   /** To move over, from a to b; undefined: over loopback. */
   readonly link?: LabLink | undefined;
@@ -90,8 +97,9 @@ function checkLoad({ name, memory, filled, zeroed, dirtyRate, workingSet }: Load
     throw new Error(`${name} is not a load for QEMU's guest`);
 }
 
-async function configure(monitor: QmpClient, channels: number, maxBandwidthBytesPerSecond: number): Promise<void> {
-  const capabilities = [{ capability: "events", state: true }, ...(channels > 1 ? [{ capability: "multifd", state: true }] : [])];
+async function configure(monitor: QmpClient, { channels, isPostcopy = false }: Setting, maxBandwidthBytesPerSecond: number): Promise<void> {
+  const names = ["events", ...(channels > 1 ? ["multifd"] : []), ...(isPostcopy ? ["postcopy-ram"] : [])];
+  const capabilities = names.map((capability) => ({ capability, state: true }));
   await monitor.execute("migrate-set-capabilities", { capabilities });
   await monitor.execute("migrate-set-parameters", {
     "downtime-limit": DOWNTIME_LIMIT_MS,
@@ -123,10 +131,10 @@ async function listen(target: QmpClient, host: string): Promise<string> {
 }
 
 /** Boots and fills. @throws {Error} as soon as anything is other than expected */
-async function boot(source: QemuProcess, target: QemuProcess, host: string, channels: number, maxBandwidth: number): Promise<QemuPair> {
+async function boot(source: QemuProcess, target: QemuProcess, host: string, setting: Setting, maxBandwidth: number): Promise<QemuPair> {
   const [atSource, atTarget] = await within(START_LIMIT_MS, "start of QEMU", Promise.all([source.monitor, target.monitor]));
-  await configure(atSource, channels, maxBandwidth);
-  await configure(atTarget, channels, maxBandwidth);
+  await configure(atSource, setting, maxBandwidth);
+  await configure(atTarget, setting, maxBandwidth);
   const uri = await listen(atTarget, host);
   await within(FILL_LIMIT_MS, "filling", source.ticks.reached(1));
   await sleep(SETTLE_MS);
@@ -134,12 +142,21 @@ async function boot(source: QemuProcess, target: QemuProcess, host: string, chan
 }
 
 /** @throws {Error} as soon as anything is other than expected */
-async function move({ source, target, atSource, atTarget, uri }: QemuPair, load: Load, ready: () => void): Promise<PeerRun> {
+async function move(
+  { source, target, atSource, atTarget, uri }: QemuPair,
+  load: Load,
+  ready: () => void,
+  isPostcopy = false,
+): Promise<PeerRun> {
   ready();
   await sleep(LISTEN_AGAIN_MS);
   const cpuBefore = { source: source.processorSeconds, target: target.processorSeconds };
   const startedAt = performance.now();
   await atSource.execute("migrate", { uri });
+  if (isPostcopy) {
+    await atSource.event("MIGRATION", ({ status }) => status === "active"); // it refuses before
+    await atSource.execute("migrate-start-postcopy");
+  }
   const over = atSource.event("MIGRATION", ({ status }) => ["completed", "failed", "cancelled"].includes(String(status)));
   const [cpuSource, resumed] = await within(
     MIGRATION_LIMIT_MS,
@@ -187,8 +204,6 @@ async function complaints(source: QemuProcess, target: QemuProcess): Promise<str
  */
 export async function withPair<T>(order: QemuOrder, body: (pair: QemuPair) => Promise<T>): Promise<T> {
   const { load, setting, maxBandwidthBytesPerSecond, link } = order;
-  const channels = CHANNELS.get(setting);
-  if (channels === undefined) throw new Error(`QEMU has no setting ${setting} here, but ${[...CHANNELS.keys()].join(", ")}`);
   checkLoad(load);
   const folder = mkdtempSync(join(tmpdir(), "precopy-qemu-"));
   const removeFolder = (): void => rmSync(folder, { recursive: true, force: true });
@@ -212,10 +227,10 @@ export async function withPair<T>(order: QemuOrder, body: (pair: QemuPair) => Pr
     const target = start("target", "b", "-incoming", "defer");
     const host = link?.address("b") ?? "127.0.0.1";
     try {
-      const done = boot(source, target, host, channels, maxBandwidthBytesPerSecond).then(body);
+      const done = boot(source, target, host, setting, maxBandwidthBytesPerSecond).then(body);
       return await Promise.race([done, source.failure, target.failure]);
     } catch (cause) {
-      throw new Error(`QEMU did not move ${load.name} with ${setting}: ${await complaints(source, target)}`, { cause });
+      throw new Error(`QEMU did not move ${load.name} with ${JSON.stringify(setting)}: ${await complaints(source, target)}`, { cause });
     }
   } finally {
     await Promise.all(running.map((qemu) => qemu.end()));
@@ -247,16 +262,26 @@ export async function buildGuest(): Promise<{ readonly name: string } | string> 
   return { name: `qemu ${version}` };
 }
 
+/** @throws {Error} if there is none of that name */
+export function settingOf(name: string): Setting {
+  const setting = SETTINGS.get(name);
+  if (setting === undefined) throw new Error(`QEMU has no setting ${name} here, but ${[...SETTINGS.keys()].join(", ")}`);
+  return setting;
+}
+
+const ORDER = { isUnpaced: false, maxBandwidthBytesPerSecond: MAX_BANDWIDTH_BYTES_PER_SECOND } as const;
+
 /** @param link to move over, from a to b; undefined: over loopback. @returns the reason, if QEMU cannot be had here */
 export async function qemuPeer(link?: LabLink): Promise<Peer | string> {
   const built = await buildGuest();
   if (typeof built === "string") return built;
   return {
     ...built,
-    settings: [...CHANNELS.keys()],
-    migrate: (load, setting, ready) =>
-      withPair({ load, isUnpaced: false, setting, link, maxBandwidthBytesPerSecond: MAX_BANDWIDTH_BYTES_PER_SECOND }, (pair) =>
-        move(pair, load, ready),
-      ),
+    settings: [...SETTINGS.keys()],
+    migrate: (load, setting, ready) => withPair({ ...ORDER, load, setting: settingOf(setting), link }, (pair) => move(pair, load, ready)),
   };
 }
+
+/** Moves a guest that writes as fast as it can by post-copy, at once, over loopback. The guest must have been built. */
+export const migratePostcopy = (load: Load, ready: () => void): Promise<PeerRun> =>
+  withPair({ ...ORDER, isUnpaced: true, load, setting: POSTCOPY }, (pair) => move(pair, load, ready, true));
