@@ -1,13 +1,8 @@
 import { writeSync } from "node:fs";
 import { CommanderError } from "@commander-js/extra-typings";
 import { EXIT_WATCHDOG_MS, MigrationError } from "@precopy/protocol";
-import { runSource, runTarget } from "./agent-commands.js";
 import { buildProgram } from "./args.js";
-import { runBench } from "./bench-command.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
-import { runClient, runDemoCommand, runSwitch } from "./lab-commands.js";
-import { runDirtyRate, runHistory, runPlan } from "./forecast-commands.js";
-import { runCancel, runMigrate, runPostcopy, runResolve, runSet, runStatus, runWhoOwns } from "./migrate-commands.js";
 import { StopSwitch } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
 
@@ -39,28 +34,33 @@ const run: RunContext = {
   environment: process.env,
   command: [process.execPath, process.argv[1] ?? ""],
 };
+// Only what a command needs is loaded: all of it takes half a second, which is too long for `precopy status`.
+const agentCommands = () => import("./agent-commands.js");
+const migrateCommands = () => import("./migrate-commands.js");
+const forecastCommands = () => import("./forecast-commands.js");
+const labCommands = () => import("./lab-commands.js");
 const finish = (code: number): void => {
   process.exitCode = code;
 };
 
 try {
   await buildProgram({
-    source: async (options) => finish(await runSource(options, run)),
-    target: async (options) => finish(await runTarget(options, run)),
-    migrate: (options) => runMigrate(options, run),
-    plan: (options) => runPlan(options, run),
-    dirtyRate: (options) => runDirtyRate(options, run),
-    history: async (options) => runHistory(options, run),
-    status: (options) => runStatus(options, run),
-    cancel: (options) => runCancel(options),
-    postcopy: (options) => runPostcopy(options),
-    set: (options) => runSet(options),
-    resolve: (options) => runResolve(options, run),
-    whoOwns: (options) => runWhoOwns(options, run),
-    switch: (options) => runSwitch(options, run),
-    client: (options) => runClient(options, run),
-    demo: (options) => runDemoCommand(options, run),
-    bench: (options) => runBench(options, run),
+    source: async (options) => finish(await (await agentCommands()).runSource(options, run)),
+    target: async (options) => finish(await (await agentCommands()).runTarget(options, run)),
+    migrate: async (options) => (await migrateCommands()).runMigrate(options, run),
+    plan: async (options) => (await forecastCommands()).runPlan(options, run),
+    dirtyRate: async (options) => (await forecastCommands()).runDirtyRate(options, run),
+    history: async (options) => (await forecastCommands()).runHistory(options, run),
+    status: async (options) => (await migrateCommands()).runStatus(options, run),
+    cancel: async (options) => (await migrateCommands()).runCancel(options),
+    postcopy: async (options) => (await migrateCommands()).runPostcopy(options),
+    set: async (options) => (await migrateCommands()).runSet(options),
+    resolve: async (options) => (await migrateCommands()).runResolve(options, run),
+    whoOwns: async (options) => (await migrateCommands()).runWhoOwns(options, run),
+    switch: async (options) => (await labCommands()).runSwitch(options, run),
+    client: async (options) => (await labCommands()).runClient(options, run),
+    demo: async (options) => (await labCommands()).runDemoCommand(options, run),
+    bench: async (options) => (await import("./bench-command.js")).runBench(options, run),
   }).parseAsync();
 } catch (thrown) {
   if (thrown instanceof CommanderError)

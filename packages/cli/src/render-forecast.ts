@@ -1,4 +1,4 @@
-import { median } from "@precopy/lab";
+import { median } from "@precopy/lab/sweep-summary";
 import { PAGE_BYTES } from "@precopy/protocol";
 import type { DirtyRate, Forecast, ForecastOutcome, ForecastRange, MigrationPlanReport, PlannedChange } from "@precopy/protocol";
 import type { HistoryEntry } from "./history.js";

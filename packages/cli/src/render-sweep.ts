@@ -1,4 +1,4 @@
-import { bestOf, summarize } from "@precopy/lab";
+import { bestOf, summarize } from "@precopy/lab/sweep-summary";
 import type { SweepResult, SweepSetting, SweepSummary } from "@precopy/lab";
 import { bandwidth, bytes, count, milliseconds, paint, paragraph, row, shown, time } from "./figures.js";
 

@@ -1,6 +1,6 @@
 import { clearLine, cursorTo } from "node:readline";
 import type { Writable } from "node:stream";
-import { median } from "@precopy/lab";
+import { median } from "@precopy/lab/sweep-summary";
 import type {
   DowntimeBreakdown,
   MigrationReport,

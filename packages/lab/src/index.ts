@@ -1,3 +1,4 @@
+// What only counts, and every command may load, has an entry of its own as well: @precopy/lab/sweep-summary.
 export * from "./child.js";
 export * from "./client.js";
 export * from "./demo.js";
