@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import { fileURLToPath } from "node:url";
-import { Lab } from "./lab.js";
+import { Lab, untilSaid } from "./lab.js";
 import type { AgentHandle } from "./lab.js";
 
 const example = (name: string): string => fileURLToPath(new URL(`../../../examples/${name}`, import.meta.url));
@@ -16,16 +16,6 @@ afterEach(() => lab.end());
 /** A source that moves its only guest, of one workload of its own, to `target` and ends. */
 const sourceOf = (workload: string, target: AgentHandle, ...rest: string[]): Promise<AgentHandle> =>
   lab.agent("source", "a", ["--workload", workload, "--memory", "64MiB", "--after", "300ms", "--migrate-to", target.listen, ...rest]);
-
-/** Resolves when the guest at `agent` has said so on standard error; its first step there may come after the source has ended. */
-async function untilSaid(agent: AgentHandle, pattern: RegExp): Promise<RegExpExecArray> {
-  for (let left = 1000; left > 0; left--) {
-    const said = pattern.exec(agent.child.stderr);
-    if (said !== null) return said;
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  throw new Error(`${String(pattern)} is not in: ${agent.child.stderr}`);
-}
 
 describe("a workload of one's own moves from the command line", () => {
   const logs = ["auto", "barrier"] as const;

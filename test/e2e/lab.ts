@@ -7,6 +7,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { JsonChild } from "@precopy/lab";
 import type { JsonLine } from "@precopy/lab";
+import { askStatus } from "../faults/agent-call.js";
+import type { Status } from "../faults/agent-call.js";
 import { FaultProxy } from "../faults/proxy.js";
 
 export const PRECOPY = fileURLToPath(new URL("../../../packages/cli/bin/precopy.js", import.meta.url));
@@ -121,9 +123,11 @@ export class Lab {
     return this.start("migrate", ["migrate", to, "--socket", from.socket, ...args]);
   }
 
-  /** The guest as `precopy status --json` tells it; null if there is none. */
-  async guestAt(agent: AgentHandle): Promise<{ readonly phase: string; readonly epoch: number } | null> {
-    return JSON.parse((await precopy(["status", "--socket", agent.socket, "--json"])).stdout).guest;
+  /** The guest as `precopy status` tells it; null if there is none. Asked without a process of its own. */
+  async guestAt(agent: AgentHandle): Promise<Status["guest"]> {
+    const answer = await askStatus(agent.socket);
+    assert.ok(answer.type === "ok", `${agent.name} answers ${JSON.stringify(answer)}`);
+    return answer.value.guest;
   }
 
   /** Waits until `precopy status` at the agent tells of a guest that runs, at this epoch. */
@@ -154,7 +158,8 @@ export class Lab {
 
   async end(): Promise<void> {
     for (const link of this.#links) link.close();
-    for (const child of this.#children.toReversed()) await child.end();
+    for (const child of this.#children) child.kill("SIGKILL"); // how agents end has tests of its own
+    await Promise.all(this.#children.map((child) => child.exited));
     rmSync(this.#folder, { recursive: true, force: true });
   }
 }
@@ -198,4 +203,14 @@ export async function untilPhase(child: JsonChild, phase: string): Promise<void>
     const line = await child.expect("phase");
     if (line["phase"] === phase) return;
   }
+}
+
+/** Resolves when the guest at `agent` has said so on standard error; its first step there may come after the source has ended. */
+export async function untilSaid(agent: AgentHandle, pattern: RegExp): Promise<RegExpExecArray> {
+  for (let left = 1000; left > 0; left--) {
+    const said = pattern.exec(agent.child.stderr);
+    if (said !== null) return said;
+    await sleep(20);
+  }
+  throw new Error(`${String(pattern)} is not in: ${agent.child.stderr}`);
 }

@@ -17,6 +17,7 @@ class Channel {
   ratio: number;
   /** Of the peer, in bytes of pages; what it has not unpacked stays in the socket. */
   unpackSpeed = Infinity;
+  packetPages = PACKET_PAGES;
   /** What a few pages alone are compressed faster by than a whole packet. */
   sampleGain = 1;
   readonly #choice: CompressionChoice;
@@ -33,8 +34,8 @@ class Channel {
 
   /** Sends one packet. @returns whether it was compressed */
   send(): boolean {
-    const raw = PACKET_PAGES * PAGE_BYTES;
-    const chosen = this.#choice.choose(() => {
+    const raw = this.packetPages * PAGE_BYTES;
+    const chosen = this.#choice.choose(this.packetPages, () => {
       this.samples++;
       const ms = (16 * PAGE_BYTES) / this.packSpeed / this.sampleGain;
       this.nowMs += ms;
@@ -54,7 +55,15 @@ class Channel {
     this.#drain();
     this.nowMs += 0.1; // a system call and the copy into the socket
     const backlogBytes = this.tellsBacklog ? this.#backlogBytes() : undefined;
-    this.#choice.sent({ compression: chosen, pages: PACKET_PAGES, bytes, startedAt: started, packedAt, endedAt: this.nowMs, backlogBytes });
+    this.#choice.sent({
+      compression: chosen,
+      pages: this.packetPages,
+      bytes,
+      startedAt: started,
+      packedAt,
+      endedAt: this.nowMs,
+      backlogBytes,
+    });
     return isCompressed;
   }
 
@@ -128,7 +137,7 @@ describe("CompressionChoice", () => {
       let last = "";
       let nowMs = 0;
       for (let packet = 0; packet < 40; packet++) {
-        const chosen = choice.choose((compression) => speeds[compression]);
+        const chosen = choice.choose(PACKET_PAGES, (compression) => speeds[compression]);
         const [bytes, packMs] =
           chosen === "none" ? [1, 0] : [speeds[chosen].bytes / 16 / PAGE_BYTES, (speeds[chosen].ms / 16) * PACKET_PAGES];
         const endedAt = nowMs + Math.max(packMs, (PACKET_PAGES * bytes) / pagesAMs);
@@ -203,6 +212,17 @@ describe("CompressionChoice", () => {
       assert.equal(channel.sendMany(3), 0, `round ${round}`);
       channel.nowMs += 500;
       channel.beginRound();
+    }
+  });
+
+  it("goes on as before with the small packets of short rounds, which tell nothing of a link", () => {
+    const channel = new Channel(GBIT / 10, LZ4, 0.3);
+    channel.sendMany(100);
+    channel.packetPages = 60;
+    for (let round = 0; round < 200; round++) {
+      channel.nowMs += 100;
+      channel.beginRound();
+      assert.ok(channel.send(), `round ${round}`);
     }
   });
 

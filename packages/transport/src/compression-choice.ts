@@ -100,10 +100,14 @@ export class CompressionChoice {
     this.#beginWindow();
   }
 
-  /** How the next packet is sent. @param sample compresses some pages of it; called only if the answer may matter. */
-  choose(sample: (compression: BlockCompression) => PackSample): PacketCompression {
+  /**
+   * How the next packet is sent. @param pages in it, with data
+   * @param sample compresses some pages of it; called only if the answer may matter.
+   */
+  choose(pages: number, sample: (compression: BlockCompression) => PackSample): PacketCompression {
     this.#packets++;
-    if (this.#isRemeasuring) return "none"; // a packet tells that a link is slow, and on a fast one everything else would be a loss
+    // A packet tells that a link is slow, and on a fast one everything else would be a loss. A small one tells nothing: it goes as those before it.
+    if (Number.isNaN(this.#rawSpeed) || (this.#isRemeasuring && pages >= PAGES_MIN)) return "none";
     let [best, bestSpeed]: [PacketCompression, number] = ["none", this.#rawSpeed * GAIN_MIN];
     for (const candidate of this.#candidates) {
       const pack = this.#packs.get(candidate) ?? newPack();

@@ -203,7 +203,7 @@ export class PagePacker {
 
   /** As they are or compressed, whichever the link takes sooner. */
   async #sendChosen(): Promise<void> {
-    const compression = this.#choice.choose((candidate) => this.#sample(this.#codec(candidate)));
+    const compression = this.#choice.choose(this.#dataPages, (candidate) => this.#sample(this.#codec(candidate)));
     const [startedAt, before] = [performance.now(), this.#bytes];
     const packedAt = await this.#sendPages(compression);
     const [pages, bytes, endedAt] = [this.#dataPages, this.#bytes - before, performance.now()];
