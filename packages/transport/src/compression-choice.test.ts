@@ -134,9 +134,9 @@ describe("CompressionChoice", () => {
       [2000, "none"],
     ] as const) {
       const choice = new CompressionChoice(["lz4", "zstd"]);
-      let last = "";
+      let expectedPackets = 0;
       let nowMs = 0;
-      for (let packet = 0; packet < 40; packet++) {
+      for (let packet = 0; packet < 100; packet++) {
         const chosen = choice.choose(PACKET_PAGES, (compression) => speeds[compression]);
         const [bytes, packMs] =
           chosen === "none" ? [1, 0] : [speeds[chosen].bytes / 16 / PAGE_BYTES, (speeds[chosen].ms / 16) * PACKET_PAGES];
@@ -146,9 +146,9 @@ describe("CompressionChoice", () => {
           ...{ startedAt: nowMs, packedAt: nowMs + packMs, endedAt, backlogBytes: undefined },
         });
         nowMs = endedAt;
-        last = chosen;
+        if (chosen === expected) expectedPackets++;
       }
-      assert.equal(last, expected, `${pagesAMs} pages a ms`);
+      assert.ok(expectedPackets > 75, `${pagesAMs} pages a ms: ${expected} ${expectedPackets} times of 100`);
     }
   });
 

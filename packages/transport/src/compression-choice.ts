@@ -37,8 +37,13 @@ const GAIN_MIN = 1.15;
 const LOOK_EVERY_PACKETS = 16;
 /** What was no gain is tried again after so many packets, since it may have been the peer's bad moment, and after twice as many each time that it was none again. */
 const RETRY_PACKETS = 64;
-/** While packets are compressed nobody sees what the link would take as it is: one is sent so for as many times of what one takes. */
+/**
+ * While packets are compressed nobody sees what the link would take as it is: one is sent so for as many times of what one takes. Sooner in the
+ * beginning where little is gained, because the first was seen with peer and link still cold.
+ */
 const REMEASURE_AFTER = 20;
+const REMEASURE_AFTER_FIRST = 5;
+const LITTLE_GAIN = 2;
 /** A link that carries this share of what it was known to is no slower. */
 const AS_KNOWN = 0.9;
 /** How much the latest counts of what is smoothed. A link that seemed slower was a peer being held up, so less counts less. */
@@ -76,6 +81,7 @@ export class CompressionChoice {
   readonly #packs = new Map<BlockCompression, Pack>();
   #packets = 0;
   #isRemeasuring = true;
+  #remeasureAfter = REMEASURE_AFTER_FIRST;
   /** Of compressed packets, since the link was last seen uncompressed. */
   #packedMs = 0;
   #endedAt: number | undefined;
@@ -131,12 +137,16 @@ export class CompressionChoice {
     this.#endedAt = endedAt;
     this.#inARow = compression === this.#latest ? this.#inARow + 1 : 1;
     this.#latest = compression;
-    if (compression !== "none") {
+    const pack = compression === "none" ? undefined : this.#packs.get(compression);
+    if (pack !== undefined) {
+      if (pages >= PAGES_MIN) pack.share = mixed(pack.share, pages / Math.max(packedAt - startedAt, 0.001) / pack.sampled);
       this.#packedMs += ms;
-      if (this.#packedMs * this.#rawSpeed > REMEASURE_AFTER * pages) this.#isRemeasuring = true;
-      const pack = this.#packs.get(compression);
-      if (pack !== undefined && pages >= PAGES_MIN)
-        pack.share = mixed(pack.share, pages / Math.max(packedAt - startedAt, 0.001) / pack.sampled);
+      const speed = Math.min(pack.sampled * pack.share, pack.reached, (this.#rawSpeed * pages * PAGE_BYTES) / bytes);
+      const after = speed < LITTLE_GAIN * this.#rawSpeed ? this.#remeasureAfter : REMEASURE_AFTER;
+      if (!this.#isRemeasuring && this.#packedMs * this.#rawSpeed > after * pages) {
+        this.#isRemeasuring = true;
+        this.#remeasureAfter = Math.min(2 * after, REMEASURE_AFTER);
+      }
     }
     this.#queue.push({ compression, bytes, pages });
     this.#queuedBytes += bytes;
