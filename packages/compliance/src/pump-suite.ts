@@ -311,17 +311,21 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         await withWire(from, to, { pump, threads, channels: 1 }, async (wire) => {
           await wire.round(1, allPages(from)); // warms up both ends
           const expectedMs = (from.bytes / 40e6) * 1000;
-          const paced: number[] = [];
-          for (let round = 2; round <= 4; round++) paced.push((await wire.round(round, allPages(from), 40e6)).ms);
-          // None may be faster than its limit; a busy machine may make some of them slower.
-          const shortestMs = Math.min(...paced);
+          let round = 2;
+          // None may be faster than its limit; a busy machine makes some of them slower, but not all.
+          const shortestMs = async (bytesPerSecond: number, enoughMs: number): Promise<number> => {
+            let shortest = Infinity;
+            for (let tries = 0; tries < 12 && shortest >= enoughMs; tries++)
+              shortest = Math.min(shortest, (await wire.round(round++, allPages(from), bytesPerSecond)).ms);
+            return shortest;
+          };
+          const pacedMs = await shortestMs(40e6, 1.5 * expectedMs);
           assert.ok(
-            shortestMs > 0.75 * expectedMs && shortestMs < 1.5 * expectedMs,
-            `${shortestMs.toFixed(0)} ms instead of ${expectedMs.toFixed(0)}`,
+            pacedMs > 0.75 * expectedMs && pacedMs < 1.5 * expectedMs,
+            `${pacedMs.toFixed(0)} ms instead of ${expectedMs.toFixed(0)}`,
           );
-          const free: number[] = [];
-          for (let round = 5; round <= 7; round++) free.push((await wire.round(round, allPages(from), 0)).ms);
-          assert.ok(Math.min(...free) < 0.5 * expectedMs, `${Math.min(...free).toFixed(0)} ms without a limit`);
+          const freeMs = await shortestMs(0, 0.5 * expectedMs);
+          assert.ok(freeMs < 0.5 * expectedMs, `${freeMs.toFixed(0)} ms without a limit`);
           assertEqualImages(from, to, "after paced rounds");
         });
       }),
