@@ -68,6 +68,7 @@ const NOWHERE: SendPump = {
   sendBytes: () => undefined,
   setPacing: () => {},
   backlogBytes: () => undefined,
+  peerLimitedMs: () => undefined,
   close: () => {},
 };
 

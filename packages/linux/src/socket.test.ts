@@ -4,6 +4,7 @@ import { closeSync, openSync, readdirSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";
 import { addressOf, isLinuxAvailable } from "./library.js";
 import { BlockingSocket, PIECES_MAX, Pieces, PolledSocket, SocketHandle, mayUseCongestionControl } from "./socket.js";
@@ -163,6 +164,18 @@ if (isMainThread)
         asked = 0;
         assert.equal(new BlockingSocket(far.fd, 5, 10_000, until(2)).writeAll(piecesOver(memory, [memory.byteLength]), 1), false);
         assert.equal(asked, 2);
+      }));
+
+    it("tells for how long the peer had no room for what was written, and nothing where it takes everything", () =>
+      withPair(async (near, far) => {
+        const memory = new SharedArrayBuffer(64 * 2 ** 20); // more than any socket buffer
+        const socket = new BlockingSocket(far.fd, 100, 10_000, () => false);
+        assert.equal(socket.peerLimitedMs(), 0);
+        assert.equal(socket.writeAll(piecesOver(memory, [memory.byteLength]), 1), false);
+        await sleep(300);
+        const limitedMs = socket.peerLimitedMs() ?? 0;
+        assert.ok(limitedMs >= 300, `${limitedMs} ms, and nobody reads`);
+        assert.equal(new BlockingSocket(near.fd, 100, 10_000, yes).peerLimitedMs(), 0);
       }));
 
     it("shutdown() frees a blocked reader at once: long before its time-out, and without asking mayGoOn", () =>

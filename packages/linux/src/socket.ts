@@ -6,6 +6,7 @@ const dup = declare("int dup(int fd)");
 const closeDescriptor = declare("int close(int fd)");
 const fcntl = declare("int fcntl(int fd, int command, int argument)");
 const ioctl = declare("int ioctl(int fd, unsigned long request, void *argument)");
+const getsockopt = declare("int getsockopt(int fd, int level, int option, void *value, void *bytes)");
 const setsockopt = declare("int setsockopt(int fd, int level, int option, void *value, int bytes)");
 const shutdown = declare("int shutdown(int fd, int how)");
 const writev = declare("long writev(int fd, void *pieces, int count)");
@@ -25,8 +26,11 @@ const SO_MAX_PACING_RATE = 47;
 const SIOCOUTQ = 0x5411;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
+const TCP_INFO = 11;
 const TCP_CONGESTION = 13;
 const TCP_USER_TIMEOUT = 18;
+/** Of `tcpi_rwnd_limited` in `struct tcp_info`, us (Linux 4.9 and later). */
+const RWND_LIMITED_AT = 176;
 const SHUT_RDWR = 2;
 const MSG_NOSIGNAL = 0x4000;
 const UNLIMITED = 2n ** 64n - 1n;
@@ -85,6 +89,8 @@ export class BlockingSocket {
   readonly #fd: number;
   readonly #mayGoOn: () => boolean;
   readonly #backlog = new Int32Array(1);
+  readonly #info = Buffer.alloc(RWND_LIMITED_AT + 8);
+  readonly #infoBytes = new Uint32Array(1);
 
   /**
    * @param mayGoOn asked whenever a call timed out (`pollMs`); false ends the transfer.
@@ -115,6 +121,14 @@ export class BlockingSocket {
   /** Bytes that were written and not acknowledged by the peer's system; undefined if the kernel does not tell. */
   backlogBytes(): number | undefined {
     return ioctl(this.#fd, SIOCOUTQ, this.#backlog) === 0 ? this.#backlog[0] : undefined;
+  }
+
+  /** For how long, since the connection was made, the peer had no room for what was written, ms; undefined if the kernel does not tell. */
+  peerLimitedMs(): number | undefined {
+    this.#infoBytes[0] = this.#info.byteLength;
+    const isTold =
+      getsockopt(this.#fd, IPPROTO_TCP, TCP_INFO, this.#info, this.#infoBytes) === 0 && this.#infoBytes[0] === this.#info.byteLength;
+    return isTold ? Number(this.#info.readBigUInt64LE(RWND_LIMITED_AT)) / 1000 : undefined;
   }
 
   /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */

@@ -18,6 +18,9 @@ class Channel {
   /** Of the peer, in bytes of pages; what it has not unpacked stays in the socket. */
   unpackSpeed = Infinity;
   packetPages = PACKET_PAGES;
+  /** Of the time, for which the peer has no room. */
+  peerShare = 0;
+  #peerLimitedMs = 0;
   /** What a few pages alone are compressed faster by than a whole packet. */
   sampleGain = 1;
   readonly #choice: CompressionChoice;
@@ -54,6 +57,7 @@ class Channel {
     }
     this.#drain();
     this.nowMs += 0.1; // a system call and the copy into the socket
+    this.#peerLimitedMs += this.peerShare * (this.nowMs - started);
     const backlogBytes = this.tellsBacklog ? this.#backlogBytes() : undefined;
     this.#choice.sent({
       compression: chosen,
@@ -63,6 +67,7 @@ class Channel {
       packedAt,
       endedAt: this.nowMs,
       backlogBytes,
+      peerLimitedMs: this.#peerLimitedMs,
     });
     return isCompressed;
   }
@@ -143,7 +148,7 @@ describe("CompressionChoice", () => {
         const endedAt = nowMs + Math.max(packMs, (PACKET_PAGES * bytes) / pagesAMs);
         choice.sent({
           ...{ compression: chosen, pages: PACKET_PAGES, bytes: bytes * PACKET_PAGES * PAGE_BYTES },
-          ...{ startedAt: nowMs, packedAt: nowMs + packMs, endedAt, backlogBytes: undefined },
+          ...{ startedAt: nowMs, packedAt: nowMs + packMs, endedAt, backlogBytes: undefined, peerLimitedMs: undefined },
         });
         nowMs = endedAt;
         if (chosen === expected) expectedPackets++;
@@ -189,6 +194,15 @@ describe("CompressionChoice", () => {
     channel.bufferBytes = 2 ** 20;
     const share = channel.sendMany(500);
     assert.ok(share < 0.1, `${share} compressed, ${channel.nowMs} ms`);
+  });
+
+  it("does not compress where the peer's processor is what uncompressed pages wait for, and does as soon as it is not", () => {
+    const channel = new Channel(GBIT, LZ4, 0.06);
+    channel.peerShare = 0.7;
+    assert.equal(channel.sendMany(100), 0);
+    channel.peerShare = 0;
+    channel.sendMany(10);
+    assert.ok(channel.sendMany(100) > 0.9);
   });
 
   it("believes whole packets more than samples", () => {

@@ -19,8 +19,9 @@ export interface SentPacket {
   readonly startedAt: number;
   readonly packedAt: number;
   readonly endedAt: number;
-  /** See SendPump. */
+  /** See SendPump, both. */
   readonly backlogBytes: number | undefined;
+  readonly peerLimitedMs: number | undefined;
 }
 
 type PacketCompression = SentPacket["compression"];
@@ -44,6 +45,8 @@ const RETRY_PACKETS = 64;
 const REMEASURE_AFTER = 20;
 const REMEASURE_AFTER_FIRST = 5;
 const LITTLE_GAIN = 2;
+/** Of the time: where uncompressed pages wait longer than that for room at the peer, its processor is what limits, and unpacking is more work for it. */
+const PEER_BOUND = 0.4;
 /** A link that carries this share of what it was known to is no slower. */
 const AS_KNOWN = 0.9;
 /** How much the latest counts of what is smoothed. A link that seemed slower was a peer being held up, so less counts less. */
@@ -84,6 +87,9 @@ export class CompressionChoice {
   #remeasureAfter = REMEASURE_AFTER_FIRST;
   /** Of compressed packets, since the link was last seen uncompressed. */
   #packedMs = 0;
+  /** So it was when packets were last seen to leave uncompressed. */
+  #isPeerBound = false;
+  #peerLimitedMs: number | undefined;
   #endedAt: number | undefined;
   #latest: PacketCompression = "none";
   /** Of the latest kind. */
@@ -92,7 +98,7 @@ export class CompressionChoice {
   readonly #queue: { readonly compression: PacketCompression; bytes: number; pages: number }[] = [];
   #queuedBytes = 0;
   /** What left the socket since a speed was last found. */
-  readonly #left = { bytes: 0, pages: 0, ms: 0, compressions: new Set<PacketCompression>() };
+  readonly #left = { bytes: 0, pages: 0, ms: 0, peerMs: 0, compressions: new Set<PacketCompression>() };
 
   /** @param candidates beside none */
   constructor(candidates: readonly BlockCompression[]) {
@@ -113,7 +119,7 @@ export class CompressionChoice {
   choose(pages: number, sample: (compression: BlockCompression) => PackSample): PacketCompression {
     this.#packets++;
     // A packet tells that a link is slow, and on a fast one everything else would be a loss. A small one tells nothing: it goes as those before it.
-    if (Number.isNaN(this.#rawSpeed) || (this.#isRemeasuring && pages >= PAGES_MIN)) return "none";
+    if (Number.isNaN(this.#rawSpeed) || this.#isPeerBound || (this.#isRemeasuring && pages >= PAGES_MIN)) return "none";
     let [best, bestSpeed]: [PacketCompression, number] = ["none", this.#rawSpeed * GAIN_MIN];
     for (const candidate of this.#candidates) {
       const pack = this.#packs.get(candidate) ?? newPack();
@@ -132,11 +138,13 @@ export class CompressionChoice {
     return best;
   }
 
-  sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes }: SentPacket): void {
+  sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, peerLimitedMs }: SentPacket): void {
     const ms = endedAt - (this.#endedAt ?? startedAt);
     this.#endedAt = endedAt;
     this.#inARow = compression === this.#latest ? this.#inARow + 1 : 1;
     this.#latest = compression;
+    this.#left.peerMs += (peerLimitedMs ?? 0) - (this.#peerLimitedMs ?? peerLimitedMs ?? 0);
+    this.#peerLimitedMs = peerLimitedMs;
     const pack = compression === "none" ? undefined : this.#packs.get(compression);
     if (pack !== undefined) {
       if (pages >= PAGES_MIN) pack.share = mixed(pack.share, pages / Math.max(packedAt - startedAt, 0.001) / pack.sampled);
@@ -174,10 +182,11 @@ export class CompressionChoice {
   }
 
   #learn(): void {
-    const { bytes, pages, ms, compressions } = this.#left;
+    const { bytes, pages, ms, peerMs, compressions } = this.#left;
     const speed = Math.max(bytes / PAGE_BYTES / ms, 0.001);
     const isRaw = compressions.has("none");
     const isPure = compressions.size <= 1;
+    if (isRaw && isPure) this.#isPeerBound = peerMs > PEER_BOUND * ms;
     const known = this.#rawSpeed;
     if ((isRaw && isPure) || compressions.size === 0 || speed > known) this.#rawSpeed = mixedSpeed(known, speed);
     if (isRaw && (isPure || speed > AS_KNOWN * known)) {
@@ -197,7 +206,7 @@ export class CompressionChoice {
   }
 
   #beginWindow(): void {
-    this.#left.bytes = this.#left.pages = this.#left.ms = 0;
+    this.#left.bytes = this.#left.pages = this.#left.ms = this.#left.peerMs = 0;
     this.#left.compressions.clear();
   }
 }

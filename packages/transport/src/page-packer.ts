@@ -207,7 +207,8 @@ export class PagePacker {
     const [startedAt, before] = [performance.now(), this.#bytes];
     const packedAt = await this.#sendPages(compression);
     const [pages, bytes, endedAt] = [this.#dataPages, this.#bytes - before, performance.now()];
-    this.#choice.sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes: this.#pump.backlogBytes() });
+    const [backlogBytes, peerLimitedMs] = [this.#pump.backlogBytes(), this.#pump.peerLimitedMs()];
+    this.#choice.sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, peerLimitedMs });
   }
 
   #codec(compression: BlockCompression): BlockCodec {

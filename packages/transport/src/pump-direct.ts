@@ -98,6 +98,10 @@ export class DirectSendPump implements SendPump {
     return this.#socket.backlogBytes();
   }
 
+  peerLimitedMs(): number | undefined {
+    return this.#socket.peerLimitedMs();
+  }
+
   close(): void {} // the main thread owns the descriptor
 }
 

@@ -90,6 +90,10 @@ export class PortableSendPump implements SendPump {
     return undefined;
   }
 
+  peerLimitedMs(): undefined {
+    return undefined;
+  }
+
   close(): void {
     this.#socket.destroy();
   }

@@ -36,5 +36,7 @@ export interface SendPump {
   setPacing(bytesPerSecond: number): void;
   /** Bytes that were taken and not acknowledged by the peer's system; undefined where nobody can tell. */
   backlogBytes(): number | undefined;
+  /** For how long the peer's system had no room for more, since the channel was made, ms; undefined where nobody can tell. */
+  peerLimitedMs(): number | undefined;
   close(): void;
 }

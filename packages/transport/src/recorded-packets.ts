@@ -32,6 +32,10 @@ export class RecordingPump implements SendPump {
   backlogBytes(): undefined {
     return undefined;
   }
+
+  peerLimitedMs(): undefined {
+    return undefined;
+  }
   close(): void {}
 }
 
