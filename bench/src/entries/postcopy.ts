@@ -68,7 +68,7 @@ function figures(ours: readonly Run[], theirs: readonly PeerRun[], name: string)
     own("fault latency, 99 of 100", "ms", "lower", ({ "latency-us": { p99 } }) => p99 / 1000),
     own("faults sent for", "count", "lower", ({ requests }) => requests),
     ...LATENCIES.map((us) => own(`faults over within ${us} us`, "share", "higher", (postcopy) => shareWithin(us, postcopy))),
-    own("time of the vCPU at missing pages", "ms", "lower", ({ "vcpu-blocktime-ms": [ms = NaN] }) => ms),
+    own("vCPU blocktime", "ms", "lower", ({ "vcpu-blocktime-ms": [ms = NaN] }) => ms),
   ];
 }
 
