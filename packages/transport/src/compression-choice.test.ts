@@ -72,6 +72,13 @@ class Channel {
     return isCompressed;
   }
 
+  /** What was sent last waits for room at the peer meanwhile. */
+  standBetweenRounds(ms: number): void {
+    this.nowMs += ms;
+    this.#peerLimitedMs += ms;
+    this.beginRound();
+  }
+
   beginRound(): void {
     this.#choice.beginRound();
   }
@@ -203,6 +210,16 @@ describe("CompressionChoice", () => {
     channel.peerShare = 0;
     channel.sendMany(10);
     assert.ok(channel.sendMany(100) > 0.9);
+  });
+
+  it("does not take the peer's want of room between two rounds for one while packets are sent", () => {
+    const channel = new Channel(GBIT, LZ4, 0.3);
+    channel.sendMany(50);
+    channel.standBetweenRounds(500);
+    channel.ratio = 1;
+    assert.equal(channel.sendMany(1), 0);
+    channel.ratio = 0.3;
+    assert.ok(channel.send());
   });
 
   it("believes whole packets more than samples", () => {

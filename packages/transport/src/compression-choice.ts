@@ -107,7 +107,7 @@ export class CompressionChoice {
 
   /** A round begins: what passed since the last one was not the channel's time, and its packets have left. */
   beginRound(): void {
-    this.#endedAt = undefined;
+    this.#endedAt = this.#peerLimitedMs = undefined;
     this.#queue.length = this.#queuedBytes = 0;
     this.#beginWindow();
   }
