@@ -217,7 +217,7 @@ describe("CompressionChoice", () => {
     channel.sendMany(50);
     channel.standBetweenRounds(500);
     channel.ratio = 1;
-    assert.equal(channel.sendMany(1), 0);
+    assert.equal(channel.sendMany(3), 0);
     channel.ratio = 0.3;
     assert.ok(channel.send());
   });
