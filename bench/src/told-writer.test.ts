@@ -24,14 +24,15 @@ it("what a guest tells of its work is what it saves, in order, by the reader's c
     const started = performance.now();
     program.boot?.();
     const steps: number[] = [];
-    while (performance.now() < started + 20) {
+    const booted = performance.now();
+    while (performance.now() < booted + 20 || steps.length < 100) {
       program.step();
       steps.push((program.save() as { written: number }).written); // random-writer's registers
     }
     const ended = performance.now();
 
     const { atMs, pages } = readTold(folder, process.pid);
-    assert.ok(pages.length > 1 && pages.length <= 21 && pages.every((told) => steps.includes(told)), String(pages));
+    assert.ok(pages.length > 1 && pages.length <= ended - started + 1 && pages.every((told) => steps.includes(told)), String(pages));
     assert.deepEqual(
       pages,
       pages.toSorted((one, other) => one - other),

@@ -1,28 +1,26 @@
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, describe, it } from "node:test";
-import { Lab, precopy, untilPhase } from "./lab.js";
-
-let lab: Lab;
-beforeEach(async () => {
-  lab = new Lab();
-  await lab.startSwitch();
-});
-afterEach(() => lab.end());
+import { after, afterEach, before, describe, it } from "node:test";
+import { precopy, untilPhase } from "./lab.js";
+import { Pair } from "./pair.js";
 
 describe("cancel", () => {
+  const pair = new Pair();
+  before(() => pair.start());
+  afterEach(() => pair.settle());
+  after(() => pair.end());
+
   for (const { phase, fault, args } of [
     { phase: "setup", fault: "source.setup=hold:6000", args: [] },
-    { phase: "active", fault: undefined, args: ["--max-bandwidth", "60Mbit"] },
+    { phase: "active", fault: "", args: ["--max-bandwidth", "60Mbit"] },
     { phase: "device", fault: "source.device=hold:6000", args: ["--downtime-limit", "5s"] },
   ] as const)
     it(`in ${phase} the guest runs on at the source and the target is free again`, async () => {
-      const source = await lab.source("a", [], fault);
-      const target = await lab.agent("target", "b");
-      const client = await lab.client();
-      const migration = lab.migrate(source, target.listen, args);
+      pair.lab.setFault(pair.here, fault);
+      const migration = pair.migrate(args);
       await untilPhase(migration, phase);
-      assert.equal((await precopy(["cancel", "--socket", source.socket])).code, 0);
+      assert.equal((await precopy(["cancel", "--socket", pair.here.socket])).code, 0);
       assert.equal(await migration.exited, 8);
-      await lab.runsOnAt(source, client);
+      await pair.runsOnHere();
+      assert.equal(await pair.lab.guestAt(pair.there), null);
     });
 });

@@ -29,7 +29,6 @@ describe("between COMMIT and ACTIVE", () => {
     assert.equal((await lab.guestAt(source))?.phase, "in-doubt", "the first signal does not end what may be the only copy");
     source.child.kill("SIGTERM");
     assert.equal(await source.child.exited, 9, "told twice it ends, with an exit code of its own");
-    client.kill("SIGKILL");
   });
 
   it("a link that falls silent and comes back ends the doubt by itself: the guest runs at the target, nothing lost", async () => {
@@ -44,9 +43,7 @@ describe("between COMMIT and ACTIVE", () => {
     await link.comeBack();
     await untilPhase(migration, "completed");
     assert.equal(await migration.exited, 0);
-    client.write("finish");
-    const report = await client.expect("report");
-    assert.deepEqual([report["lost"], report["doubled"], report["staleEpochAnswers"]], [0, 0, 0]);
+    await isRight(client);
   });
 });
 

@@ -9,7 +9,7 @@ const OUTRUNNING = [
   ...["--guest", "g", "--workload", "random-writer", "--memory", "64MiB", "--fill", "16MiB", "--working-set", "12MiB"],
   ...["--dirty-rate", "20k"],
 ];
-const LINK = ["--max-bandwidth", "160Mbit"];
+const LINK = ["--max-bandwidth", "160Mbit", "--downtime-limit", "300"];
 
 const iterations = (report: JsonLine): JsonLine[] => report["iterations"] as JsonLine[];
 const throttled = (report: JsonLine): number[] => iterations(report).map((round) => Number(round["throttle-percent"]));

@@ -3,6 +3,7 @@ import type { ChildProcess } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { PRECOPY } from "../e2e/lab.js";
+import { leaveNoOrphan } from "../orphans.js";
 
 /** How an agent ended. */
 export interface Exit {
@@ -11,13 +12,6 @@ export interface Exit {
 }
 
 type Line = { readonly type?: string } & Record<string, unknown>;
-
-/** All that are alive: none outlives whoever started it. */
-const alive = new Set<ChildProcess>();
-process.on("exit", () => {
-  for (const child of alive) child.kill("SIGKILL");
-});
-for (const [signal, code] of [["SIGINT", 130] as const, ["SIGTERM", 143] as const]) process.once(signal, () => process.exit(code));
 
 /** An agent as a process of its own: JSON lines from its standard output, its log in a file. */
 export class AgentProcess {
@@ -31,10 +25,10 @@ export class AgentProcess {
   private constructor(child: ChildProcess) {
     this.#child = child;
     this.pid = child.pid ?? 0;
-    alive.add(child);
+    const isOver = leaveNoOrphan(child);
     this.exited = new Promise((resolve) =>
       child.once("exit", (code, signal) => {
-        alive.delete(child);
+        isOver();
         this.exit = { code, signal };
         resolve(this.exit);
       }),

@@ -24,8 +24,9 @@ const FLAVOURS: Readonly<Record<Flavour, readonly string[]>> = {
   barrier: ["--dirty-log", "barrier", "--pump", "portable"],
 };
 const REQUESTS_PER_SECOND = 250;
-/** What is open is repeated 20 times a second, and here an outage may last for a minute. */
+/** An outage may last for a minute here, and several labs share a host: more repeats would leave a guest nothing else to answer. */
 const OPEN_REQUESTS_MAX = 50;
+const REPEAT_MS = 250;
 const LOG_BYTES_MAX = 2 ** 23;
 /** Below the range from which systems take ports for outgoing connections: a port that is free for a moment must stay free. */
 const PORTS_FROM = 20_000;
@@ -201,7 +202,7 @@ export class FaultLab {
   async renewClient(): Promise<void> {
     this.#client?.close();
     this.#client = undefined;
-    const options = { rate: REQUESTS_PER_SECOND, spanIds: OPEN_REQUESTS_MAX };
+    const options = { rate: REQUESTS_PER_SECOND, spanIds: OPEN_REQUESTS_MAX, repeatMs: REPEAT_MS };
     this.#client = await LedgerClient.connect({ target: this.#hub.address, guestId: this.guest, ...options });
   }
 

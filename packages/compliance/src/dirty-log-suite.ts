@@ -91,6 +91,35 @@ export function dirtyLogSuite(name: string, makeLog: MakeLog, skip: string | fal
       }),
     );
 
+    it(
+      "passes over no page beside a stripe that is asked for as a whole, and leaves what was written in it for the next collection at most",
+      {
+        skip,
+      },
+      () =>
+        withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, access, log }) => {
+          log.start(new Bitmap(memory.pages));
+          const written = [511, 600, 1024, memory.pages - 1];
+          for (const page of written) access.storeU32(page * PAGE_BYTES, 1);
+          const filled = Array.from({ length: 512 }, (_, at) => 512 + at);
+          assertListed(
+            listed(memory, (into) => {
+              into.setRun(512, 512);
+              log.collect(into);
+            }),
+            [511, ...filled, 1024, memory.pages - 1],
+          );
+          assertListed(
+            listed(memory, (into) => log.collect(into)),
+            log.kind === "mmu" ? [600] : [],
+          );
+          assert.deepEqual(
+            listed(memory, (into) => log.collect(into)),
+            [],
+          );
+        }),
+    );
+
     it("refuses a collection before start and after stop with ERR_NOT_TRACKING", { skip }, () =>
       withTrackedGuest(GUEST_BYTES, makeLog, ({ memory, log }) => {
         assert.throws(() => log.collect(new Bitmap(memory.pages)), { code: "ERR_NOT_TRACKING" });

@@ -94,13 +94,21 @@ export async function announceMissing(missing: Bitmap, { dirty, postcopy }: Pick
   let told = missing;
   for (let tries = 1; ; tries++) {
     await postcopy.discard(told);
-    const written = new Bitmap(missing.pages);
-    await dirty.collect(written);
-    written.remove(missing);
-    missing.join(written);
+    const written = await collectBeside(missing, dirty);
     if (written.count() <= FEW_PAGES || tries === DISCARDS_MAX) return { missing, untold: written };
     told = written;
   }
+}
+
+/** Adds to `missing` what was written meanwhile. It is most of what there is, and the dirty log passes over what is in it. @returns what is new */
+async function collectBeside(missing: Bitmap, dirty: DirtyPort): Promise<Bitmap> {
+  const before = new Bitmap(missing.pages);
+  before.copy(missing);
+  await dirty.collect(missing);
+  const written = new Bitmap(missing.pages);
+  written.copy(missing);
+  written.remove(before);
+  return written;
 }
 
 /**
@@ -114,11 +122,7 @@ export async function pauseAndSplit(
 ): Promise<Prepared & { readonly missing: Bitmap }> {
   const { dirty, postcopy } = ports;
   const prepared = await pauseAndSend(round, ports, async () => {
-    const written = new Bitmap(missing.pages);
-    await dirty.collect(written);
-    written.remove(missing);
-    missing.join(written);
-    untold.join(written);
+    untold.join(await collectBeside(missing, dirty));
     if (untold.count() > 0) postcopy.tellDiscard(untold);
     const devices = devicePagesOf(missing.pages, postcopy);
     missing.remove(devices);

@@ -101,6 +101,26 @@ describe("Bitmap", () => {
     assert.equal(new Bitmap(pages).skipEmpty(0), new Bitmap(pages).stripes);
   });
 
+  it("visits what is not in a filled stripe, each page once and in order, in runs as long as can be", () =>
+    fc.assert(
+      fc.property(filled, fc.nat(5), fc.nat(3 * STRIPE_PAGES), fc.nat(5 * STRIPE_PAGES), ({ bitmap }, full, from, more) => {
+        const whole = (stripe: number) => bitmap.countStripe(stripe) === STRIPE_PAGES;
+        if ((full + 1) * STRIPE_PAGES <= bitmap.pages) bitmap.setRun(full * STRIPE_PAGES, STRIPE_PAGES);
+        const end = Math.min(bitmap.pages, from + more);
+        const expected: number[] = [];
+        for (let page = from; page < end; page++) if (!whole(stripeOf(page))) expected.push(page);
+        const visited: number[] = [];
+        let runs = 0;
+        bitmap.forEachUnfilled(from, end, (first, pages) => {
+          runs++;
+          for (let page = first; page < first + pages; page++) visited.push(page);
+        });
+        assert.deepEqual(visited, expected);
+        assert.equal(runs, expected.filter((page, at) => at === 0 || expected[at - 1] !== page - 1).length);
+      }),
+      { numRuns: 300 },
+    ));
+
   it("joins as sets do, leaves the other as it was, and is empty after clear()", () =>
     fc.assert(
       fc.property(filled, fc.array(fc.nat(), { maxLength: 20 }), ({ bitmap, model }, pages) => {

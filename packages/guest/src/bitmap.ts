@@ -1,4 +1,4 @@
-import { MigrationError, STRIPE_WORDS } from "@precopy/protocol";
+import { MigrationError, STRIPE_PAGES, STRIPE_WORDS } from "@precopy/protocol";
 
 /** Bits are looked at in blocks of so many words first: a whole one without a page takes the C library 60 ns, a loop of ours up to 50 us. */
 const BLOCK_WORDS = 1024;
@@ -117,6 +117,24 @@ export class Bitmap {
     for (let stripe = this.skipEmpty(0); stripe < this.stripes; stripe = this.skipEmpty(stripe + 1))
       if (stripe % lanes === lane) pages += this.countStripe(stripe, from);
     return pages;
+  }
+
+  /** Visits the pages from `from` to before `end` in page order, but for those of stripes of which every page is set. */
+  forEachUnfilled(from: number, end: number, visit: VisitPages): void {
+    for (let first = from; first < end; ) {
+      let stripe = Math.floor(first / STRIPE_PAGES);
+      while (stripe * STRIPE_PAGES < end && !this.#isFilled(stripe)) stripe++;
+      const last = Math.min(stripe * STRIPE_PAGES, end);
+      if (last > first) visit(first, last - first);
+      while (stripe * STRIPE_PAGES < end && this.#isFilled(stripe)) stripe++;
+      first = stripe * STRIPE_PAGES;
+    }
+  }
+
+  #isFilled(stripe: number): boolean {
+    const end = (stripe + 1) * STRIPE_WORDS;
+    for (let at = stripe * STRIPE_WORDS; at < end; at++) if (this.words[at] !== 0xffffffff) return false;
+    return true;
   }
 
   /** Visits all runs in page order, cut at stripes. */

@@ -33,7 +33,13 @@ export class MmuDirtyLog implements DirtyLog {
     try {
       // Fresh from registration nothing is protected, so every populated page counts as written: this scan lists and arms at once.
       // A page mapped to the kernel's page of zeros is armed by it and holds nothing to send.
-      if (this.#firstList === "populated") this.#take(into, false);
+      if (this.#firstList === "populated")
+        this.#visit(
+          (range, visit) => scanner.takeWritten(range, visit),
+          (first, pages, isZeroPage) => {
+            if (!isZeroPage) into.setRun(first, pages);
+          },
+        );
       else this.#takeAll(into);
     } catch (error) {
       this.stop();
@@ -43,8 +49,18 @@ export class MmuDirtyLog implements DirtyLog {
 
   collect(into: Bitmap): void {
     if (this.#armed === undefined) throw new MigrationError("ERR_NOT_TRACKING", "collect() before start()");
-    // From here on a page of zeros may stand where data was sent before, so it is listed like any other.
-    this.#take(into, true);
+    const { scanner } = this.#armed;
+    let base = 0;
+    for (const { address, bytes } of this.#ranges) {
+      const end = base + bytes / PAGE_BYTES;
+      into.forEachUnfilled(base, end, (first, pages) =>
+        // From here on a page of zeros may stand where data was sent before, so it is listed like any other.
+        scanner.takeWritten({ address: address + BigInt((first - base) * PAGE_BYTES), bytes: pages * PAGE_BYTES }, (at, run) =>
+          into.setRun(first + at, run),
+        ),
+      );
+      base = end;
+    }
   }
 
   /** Protected while it is still unpopulated, or else the next collection would list all that the sender is about to read. */
@@ -59,15 +75,6 @@ export class MmuDirtyLog implements DirtyLog {
     this.#visit(
       (range, visit) => scanner.listWritten(range, visit),
       (first, pages) => into.setRun(first, pages),
-    );
-  }
-
-  #take(into: Bitmap, mayListZeroPages: boolean): void {
-    this.#visit(
-      (range, visit) => this.#armed?.scanner.takeWritten(range, visit),
-      (first, pages, isZeroPage) => {
-        if (mayListZeroPages || !isZeroPage) into.setRun(first, pages);
-      },
     );
   }
 

@@ -19,7 +19,8 @@ export interface DirtyLog {
    */
   start(into: Bitmap): void;
   /**
-   * Adds to `into` every page written since the previous call and forgets it here; bits already set stay set.
+   * Adds to `into` every page written since the previous call and forgets it here; bits already set stay set. A stripe that has all its bits
+   * already need not be looked at: what was written there may be left for the next collection.
    * Concurrency: the guest may be writing. A write lands in this collection or the next, never in neither, if page bytes are read only
    * after this returns (docs/adr/0003). No allocation.
    * @throws {MigrationError} ERR_NOT_TRACKING before `start()`.

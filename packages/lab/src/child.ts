@@ -79,6 +79,10 @@ export class JsonChild {
     return this.#exited;
   }
 
+  get hasExited(): boolean {
+    return this.#process.exitCode !== null || this.#process.signalCode !== null;
+  }
+
   kill(signal: NodeJS.Signals): void {
     this.#process.kill(signal);
   }

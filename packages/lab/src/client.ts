@@ -6,14 +6,13 @@ import type { Address, Datagram } from "@precopy/protocol";
 
 const RATE_DEFAULT = 1000;
 const TICK_MS = 1;
-/** An unanswered request is sent again this long after it was sent last. */
-const REPEAT_MS = 50;
+const REPEAT_MS_DEFAULT = 50;
 /** Repeats a tick, so that the end of an outage is no flood. */
 const REPEATS_A_TICK = 64;
 /** Below the ledger's window, so that no id is forgotten before it is answered. */
 const SPAN_IDS_MAX = 60_000;
 /** At the end: how long the counter is asked for even if the time for the answers is up. */
-const COUNTER_TIMEOUT_MS = 1000;
+const COUNTER_TIMEOUT_MS = 2000;
 
 export interface ClientOptions {
   /** Where the switch is. */
@@ -27,6 +26,8 @@ export interface ClientOptions {
   readonly connectTimeoutMs?: number;
   /** Ids from the oldest unanswered one to the newest, default 60,000, which is the most: each of them is repeated as long as an outage lasts. */
   readonly spanIds?: number;
+  /** An unanswered request is sent again this long after it was sent last, default 50 ms. On a crowded host few repeats leave more time for answers. */
+  readonly repeatMs?: number;
 }
 
 export interface ClientStatistics {
@@ -122,6 +123,7 @@ export class LedgerClient {
   readonly #guestTag: string;
   readonly #intervalMs: number;
   readonly #spanIds: number;
+  readonly #repeatMs: number;
   readonly #timer: NodeJS.Timeout;
   /** By id; in the order of sending, because what is sent again goes to the end. */
   readonly #open = new Map<number, Sent>();
@@ -150,8 +152,10 @@ export class LedgerClient {
   #waiting: { readonly isMet: () => boolean; readonly untilMs: number; readonly resolve: () => void } | undefined;
 
   private constructor(backend: UdpBackend, options: ClientOptions) {
-    const { guestId, rate = RATE_DEFAULT, client = randomBytes(4).readUInt32LE(), spanIds = SPAN_IDS_MAX } = options;
+    const { guestId, rate = RATE_DEFAULT, client = randomBytes(4).readUInt32LE() } = options;
+    const { spanIds = SPAN_IDS_MAX, repeatMs = REPEAT_MS_DEFAULT } = options;
     this.#backend = backend;
+    this.#repeatMs = repeatMs;
     this.#spanIds = Math.min(spanIds, SPAN_IDS_MAX);
     this.#client = client;
     this.#mac = macOf(`client ${client}`);
@@ -282,13 +286,13 @@ export class LedgerClient {
   }
 
   #repeat(nowMs: number): void {
-    if (this.#reading !== undefined && this.#reading.counter === undefined && nowMs - this.#reading.sentMs >= REPEAT_MS) {
+    if (this.#reading !== undefined && this.#reading.counter === undefined && nowMs - this.#reading.sentMs >= this.#repeatMs) {
       this.#reading.sentMs = nowMs;
       this.#send(LedgerKind.Read, this.#reading.id);
     }
     let left = REPEATS_A_TICK;
     for (const [id, sent] of this.#open) {
-      if (nowMs - sent.sentMs < REPEAT_MS || left-- === 0) return;
+      if (nowMs - sent.sentMs < this.#repeatMs || left-- === 0) return;
       sent.sentMs = nowMs;
       this.#open.delete(id);
       this.#open.set(id, sent);
