@@ -119,7 +119,7 @@ describe("post-copy", { skip }, () => {
     });
 
   it("precopy postcopy is refused where the mode does not allow it, and the migration goes on", async () => {
-    const migration = pair.migrate(["--max-bandwidth", "200Mbit"]);
+    const migration = pair.migrate(["--max-bandwidth", "60Mbit"]);
     await untilPhase(migration, "active");
     const refused = await precopy(["postcopy", "--socket", pair.here.socket]);
     assert.equal(refused.code, 5);

@@ -72,14 +72,18 @@ describe("Vcpu", () => {
         return { steps: count() - steps, stood: (vcpu.withheldMs - withheldMs) / (performance.now() - started) };
       };
       await during(0); // until its code is compiled
-      const free = await during(0);
-      let held = await during(0.9);
-      for (let tries = 0; tries < 6 && held.stood <= 0.8; tries++) held = await during(0.9); // the host may have had other work for that long
-      const again = await during(0);
-      assert.equal(free.stood, 0);
-      assert.ok(held.stood > 0.8 && held.stood < 0.95, `stood ${held.stood} of the time`);
-      assert.ok(held.steps < free.steps / 2 && held.steps > 0, `${held.steps} steps, ${free.steps} without`);
-      assert.ok(again.steps > held.steps && again.stood < 0.05, `${again.steps} steps when it was lifted`);
+      const check = async (): Promise<void> => {
+        const [free, held, again] = [await during(0), await during(0.9), await during(0)];
+        assert.equal(free.stood, 0);
+        assert.ok(held.stood > 0.8 && held.stood < 0.95, `stood ${held.stood} of the time`);
+        assert.ok(held.steps < free.steps / 2 && held.steps > 0, `${held.steps} steps, ${free.steps} without`);
+        assert.ok(again.steps > held.steps && again.stood < 0.05, `${again.steps} steps when it was lifted`);
+      };
+      for (let left = 6; left > 0; left--)
+        try {
+          return await check();
+        } catch {} // the host may have had other work for that long
+      await check();
     }));
 
   it("a vCPU that is withheld almost entirely is paused at once all the same, and answers a probe", () =>

@@ -86,7 +86,7 @@ async function acknowledged(client: LedgerClient, count: number): Promise<void> 
 it("with a sound ledger every request is applied once, whatever the counter was before, and the report says so", async (t) => {
   const { ledger, client } = await bench(t);
   await acknowledged(client, 60);
-  const report = await client.finish({ timeoutMs: 2000 });
+  const report = await client.finish({ timeoutMs: 10_000 });
   const { issued, lost, doubled, unanswered, refused, staleEpochAnswers, counter, isVerified } = report;
   assert.deepEqual(
     { lost, doubled, unanswered, refused, staleEpochAnswers, isVerified },
@@ -102,11 +102,11 @@ it("with a sound ledger every request is applied once, whatever the counter was 
 it("settles accounts as often as it is asked, and issues on in between", async (t) => {
   const { ledger, client } = await bench(t);
   await acknowledged(client, 20);
-  const first = await client.settle({ timeoutMs: 2000 });
+  const first = await client.settle({ timeoutMs: 10_000 });
   assert.ok(first.isVerified);
   await acknowledged(client, first.issued + 20);
   ledger.counter++; // an increment that nobody asked for
-  const second = await client.settle({ timeoutMs: 2000 });
+  const second = await client.settle({ timeoutMs: 10_000 });
   assert.deepEqual([second.lost, second.doubled, second.isVerified], [0, 1, false]);
   assert.equal(second.acknowledged, second.issued);
   await acknowledged(client, second.issued + 5);
@@ -128,7 +128,7 @@ it("unanswered requests are repeated by id, at most every 50 ms, until they are 
   ledger.answer = (id, asked) => (asked === 3 ? [ledger.applyOnce(id)] : []);
   await acknowledged(client, 5);
   assert.ok(client.mark().longestGapMs >= 99, "the first answer takes two repeats");
-  const report = await client.finish({ timeoutMs: 2000 });
+  const report = await client.finish({ timeoutMs: 10_000 });
   assert.ok(report.isVerified);
   assert.ok(report.repeated >= 2 * report.issued);
   assert.ok(report.p50Ms! >= 99);
@@ -152,14 +152,14 @@ it("a lost request is found: acknowledged, and then not in the counter", async (
   const { ledger, client } = await bench(t);
   ledger.answer = (id) => [id === 20 ? ledger.counter + 1 : ledger.applyOnce(id)];
   await acknowledged(client, 40);
-  const { lost, doubled, unanswered, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { lost, doubled, unanswered, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.deepEqual({ lost, doubled, unanswered, isVerified }, { lost: 1, doubled: 0, unanswered: 0, isVerified: false });
 });
 
 it("a ledger that falls back to an older state is found, by what it lost", async (t) => {
   const { ledger, client } = await bench(t);
   await acknowledged(client, 30);
-  const report = client.finish({ timeoutMs: 2000 });
+  const report = client.finish({ timeoutMs: 10_000 });
   ledger.answer = (id) => [ledger.applyOnce(id)];
   while (client.statistics().unanswered > 0) await turn();
   ledger.counter -= 7;
@@ -175,7 +175,7 @@ it("a request that was applied twice is found, though the client saw one answer"
     return asked === 1 ? [] : [ledger.counter];
   };
   await acknowledged(client, 40);
-  const { lost, doubled, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { lost, doubled, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.deepEqual({ lost, doubled, isVerified }, { lost: 0, doubled: 1, isVerified: false });
 });
 
@@ -187,7 +187,7 @@ it("a lost and a doubled request do not cancel out although the counter is right
     return [ledger.applyOnce(id)];
   };
   await acknowledged(client, 40);
-  const { issued, counter, lost, doubled, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { issued, counter, lost, doubled, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.equal(counter, 1000 + issued);
   assert.deepEqual({ lost, doubled, isVerified }, { lost: 1, doubled: 1, isVerified: false });
 });
@@ -196,7 +196,7 @@ it("an id answered with two different results is found; with the same result twi
   const { ledger, client } = await bench(t);
   ledger.answer = (id) => [ledger.applyOnce(id), id === 20 ? ledger.counter + 1 : ledger.applyOnce(id)];
   await acknowledged(client, 40);
-  const { lost, doubled, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { lost, doubled, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.deepEqual({ lost, doubled, isVerified }, { lost: 0, doubled: 1, isVerified: false });
 });
 
@@ -204,7 +204,7 @@ it("an absurd result is a lost request, not a gigabyte", async (t) => {
   const { ledger, client } = await bench(t);
   ledger.answer = (id) => [id === 20 ? 2 ** 32 - 1 : ledger.applyOnce(id)];
   await acknowledged(client, 40);
-  assert.equal((await client.finish({ timeoutMs: 2000 })).lost, 1);
+  assert.equal((await client.finish({ timeoutMs: 10_000 })).lost, 1);
 });
 
 it("a request without an answer is reported as that, applied or not, and neither as lost nor as doubled", async (t) => {
@@ -243,7 +243,7 @@ it("a gap that is open shows in the mark as far as it got, and whole in the next
   client.mark();
   await acknowledged(client, count + 105);
   assert.ok(client.mark().longestGapMs < before.longestGapMs, "so a gap that ended is in one mark only");
-  assert.ok((await client.finish({ timeoutMs: 2000 })).longestGapMs >= after.longestGapMs);
+  assert.ok((await client.finish({ timeoutMs: 10_000 })).longestGapMs >= after.longestGapMs);
 });
 
 it("an answer of an older epoch after a newer one is counted and fails the verification, should a switch let it through", async (t) => {
@@ -265,7 +265,7 @@ it("an answer of an older epoch after a newer one is counted and fails the verif
   const client = await connect(t, { host: "127.0.0.1", port: socket.address().port });
   await acknowledged(client, 40);
   assert.equal(client.statistics().staleEpochAnswers, 2);
-  const { lost, doubled, unanswered, isVerified, staleEpochAnswers } = await client.finish({ timeoutMs: 2000 });
+  const { lost, doubled, unanswered, isVerified, staleEpochAnswers } = await client.finish({ timeoutMs: 10_000 });
   assert.deepEqual({ lost, doubled, unanswered, isVerified }, { lost: 0, doubled: 0, unanswered: 0, isVerified: false });
   assert.equal(staleEpochAnswers, 3, "the counter came from epoch 0");
 });
@@ -283,7 +283,7 @@ it("the switch keeps a former owner's answers from the client, so nothing is cou
   const before = client.statistics().acknowledged;
   owner.start(2, serve(owner)); // the old owner does not stop
   await acknowledged(client, before + 20);
-  const report = await client.finish({ timeoutMs: 2000 });
+  const report = await client.finish({ timeoutMs: 10_000 });
   assert.ok(lab.statistics().droppedStaleEpoch > 0);
   assert.deepEqual([report.isVerified, report.staleEpochAnswers], [true, 0]);
 });
@@ -295,7 +295,7 @@ it("a refused request is counted, not repeated, and fails the verification", asy
   const asked = ledger.asked.get(20);
   await acknowledged(client, 120);
   assert.equal(ledger.asked.get(20), asked);
-  const { refused, unanswered, lost, doubled, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { refused, unanswered, lost, doubled, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.deepEqual(
     { refused, unanswered, lost, doubled, isVerified },
     { refused: 1, unanswered: 1, lost: 0, doubled: 0, isVerified: false },
@@ -386,7 +386,7 @@ it("a real ledger moves twice behind the switch while the client goes on, and ev
   }
   const { acknowledged: count } = client.statistics();
   await acknowledged(client, count + 50);
-  const { issued, counter, lost, doubled, unanswered, staleEpochAnswers, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { issued, counter, lost, doubled, unanswered, staleEpochAnswers, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.deepEqual(
     { lost, doubled, unanswered, staleEpochAnswers, isVerified },
     { lost: 0, doubled: 0, unanswered: 0, staleEpochAnswers: 0, isVerified: true },
@@ -411,7 +411,7 @@ it("a real ledger that moves without one page it wrote is found: the test above 
   guests[1]!.run(2, true);
   const { acknowledged: count } = client.statistics();
   await acknowledged(client, count + 20);
-  const { lost, isVerified } = await client.finish({ timeoutMs: 2000 });
+  const { lost, isVerified } = await client.finish({ timeoutMs: 10_000 });
   assert.ok(lost > 0);
   assert.equal(isVerified, false);
 });

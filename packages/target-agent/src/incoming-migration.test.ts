@@ -64,13 +64,14 @@ const isQuiet = async (answer: Promise<unknown>): Promise<boolean> => {
 };
 
 describe("PREPARED", () => {
+  let digest: string | undefined;
   const words = ["pages", "state", "image"] as const;
   const orders = words.flatMap((first) => words.filter((one) => one !== first).map((second) => [first, second] as const));
   for (const [first, second] of orders)
     it(`comes when pages, state and image are there, ${first} first and ${second} before the last, and not sooner`, async (context) => {
       const source = await admitted(context, true);
-      const digest = await (await admitted(context, true)).pages(); // the same image, elsewhere
-      const say = { pages: () => source.pages(), state: () => source.state(), image: () => source.image(digest) };
+      digest ??= await (await admitted(context, true)).pages(); // the same image, elsewhere
+      const say = { pages: () => source.pages(), state: () => source.state(), image: () => source.image(digest ?? "") };
       const answer = verdict(source.control);
       await say[first]();
       assert.ok(await isQuiet(answer), `after ${first}`);
