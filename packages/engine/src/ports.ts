@@ -16,7 +16,7 @@ export interface RoundTransfer {
 /** The guest's dirty log; see DirtyLog in @precopy/guest. Both resolve with the ms they took. */
 export interface DirtyPort {
   start(into: Bitmap): Promise<number>;
-  collect(into: Bitmap): Promise<number>;
+  collect(into: Bitmap, known?: Bitmap): Promise<number>;
 }
 
 /** The page channels. A round's bitmap is theirs until its promise settles. */

@@ -100,14 +100,12 @@ export async function announceMissing(missing: Bitmap, { dirty, postcopy }: Pick
   }
 }
 
-/** Adds to `missing` what was written meanwhile. It is most of what there is, and the dirty log passes over what is in it. @returns what is new */
+/** Adds to `missing` what was written meanwhile; `missing` is most of what there is, and is not looked through again. @returns what is new */
 async function collectBeside(missing: Bitmap, dirty: DirtyPort): Promise<Bitmap> {
-  const before = new Bitmap(missing.pages);
-  before.copy(missing);
-  await dirty.collect(missing);
   const written = new Bitmap(missing.pages);
-  written.copy(missing);
-  written.remove(before);
+  await dirty.collect(written, missing);
+  written.remove(missing);
+  missing.join(written);
   return written;
 }
 

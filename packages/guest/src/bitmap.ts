@@ -14,6 +14,19 @@ function popcount(word: number): number {
   return Math.imul((bits + (bits >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
+function isEmptyBlock({ words }: Bitmap, word: number): boolean {
+  const bytes = Math.min(BLOCK_WORDS, words.length - word) * 4;
+  const block = Buffer.from(words.buffer, words.byteOffset + word * 4, bytes);
+  return block.equals(bytes === EMPTY.byteLength ? EMPTY : EMPTY.subarray(0, bytes));
+}
+
+/** Visits the words of each block in which all of these have pages: most of what is joined in a pause is empty, and its loops are not compiled there. */
+function forEachBlock(filled: readonly Bitmap[], visit: (from: number, end: number) => void): void {
+  const length = Math.min(...filled.map(({ words }) => words.length));
+  for (let at = 0; at < length; at += BLOCK_WORDS)
+    if (!filled.some((one) => isEmptyBlock(one, at))) visit(at, Math.min(at + BLOCK_WORDS, length));
+}
+
 /**
  * One bit a page: bit `p & 31` of word `p >>> 5` is page `p`. The words are shared memory, so a bitmap can be handed to a worker;
  * it has one user at a time, and whoever hands it over orders the accesses (a message does). Bits past the last page are zero.
@@ -70,17 +83,23 @@ export class Bitmap {
 
   /** Keeps only pages that the other has, too. */
   intersect(other: Bitmap): void {
-    for (let at = 0; at < this.words.length; at++) this.words[at]! &= other.words[at] ?? 0;
+    forEachBlock([this], (from, end) => {
+      for (let at = from; at < end; at++) this.words[at]! &= other.words[at] ?? 0;
+    });
   }
 
   /** Takes the other's pages out of these. */
   remove(other: Bitmap): void {
-    for (let at = 0; at < this.words.length; at++) this.words[at]! &= ~(other.words[at] ?? 0);
+    forEachBlock([this, other], (from, end) => {
+      for (let at = from; at < end; at++) this.words[at]! &= ~other.words[at]!;
+    });
   }
 
   /** Adds the other's pages to these. */
   join(other: Bitmap): void {
-    for (let at = 0; at < this.words.length; at++) this.words[at]! |= other.words[at] ?? 0;
+    forEachBlock([other], (from, end) => {
+      for (let at = from; at < end; at++) this.words[at]! |= other.words[at]!;
+    });
   }
 
   /** Stripes there are, the last one perhaps shorter. */
@@ -91,14 +110,8 @@ export class Bitmap {
   /** The first stripe from `stripe` on that may have pages, or `stripes`. Passes over long gaps quickly. */
   skipEmpty(stripe: number): number {
     let at = stripe;
-    while (at % BLOCK_STRIPES === 0 && at < this.stripes && this.#isEmptyBlock(at * STRIPE_WORDS)) at += BLOCK_STRIPES;
+    while (at % BLOCK_STRIPES === 0 && at < this.stripes && isEmptyBlock(this, at * STRIPE_WORDS)) at += BLOCK_STRIPES;
     return Math.min(at, this.stripes);
-  }
-
-  #isEmptyBlock(word: number): boolean {
-    const bytes = Math.min(BLOCK_WORDS, this.words.length - word) * 4;
-    const block = Buffer.from(this.words.buffer, this.words.byteOffset + word * 4, bytes);
-    return block.equals(bytes === EMPTY.byteLength ? EMPTY : EMPTY.subarray(0, bytes));
   }
 
   /** Pages set in one stripe, not counting those below `from`. */

@@ -23,9 +23,9 @@ export class ForgetfulDirtyLog implements DirtyLog {
     this.#log.start(into);
   }
 
-  collect(into: Bitmap): void {
+  collect(into: Bitmap, known?: Bitmap): void {
     const found = new Bitmap(this.#pages);
-    this.#log.collect(found);
+    this.#log.collect(found, known);
     found.forEachRun((first, pages) => {
       for (let page = first; page < first + pages; page++) if (++this.#seen % this.#every !== 0) into.setRun(page, 1);
     });

@@ -47,20 +47,23 @@ export class MmuDirtyLog implements DirtyLog {
     }
   }
 
-  collect(into: Bitmap): void {
+  collect(into: Bitmap, known?: Bitmap): void {
     if (this.#armed === undefined) throw new MigrationError("ERR_NOT_TRACKING", "collect() before start()");
     const { scanner } = this.#armed;
-    let base = 0;
-    for (const { address, bytes } of this.#ranges) {
-      const end = base + bytes / PAGE_BYTES;
-      into.forEachUnfilled(base, end, (first, pages) =>
-        // From here on a page of zeros may stand where data was sent before, so it is listed like any other.
-        scanner.takeWritten({ address: address + BigInt((first - base) * PAGE_BYTES), bytes: pages * PAGE_BYTES }, (at, run) =>
-          into.setRun(first + at, run),
-        ),
-      );
-      base = end;
-    }
+    // From here on a page of zeros may stand where data was sent before, so it is listed like any other.
+    this.#visit(
+      (range, visit, base) => {
+        const take = (first: number, pages: number): void =>
+          scanner.takeWritten(
+            { address: range.address + BigInt((first - base) * PAGE_BYTES), bytes: pages * PAGE_BYTES },
+            (at, run, isZeroPage) => visit(first - base + at, run, isZeroPage),
+          );
+        const pages = range.bytes / PAGE_BYTES;
+        if (known === undefined) take(base, pages);
+        else known.forEachUnfilled(base, base + pages, take);
+      },
+      (first, pages) => into.setRun(first, pages),
+    );
   }
 
   /** Protected while it is still unpopulated, or else the next collection would list all that the sender is about to read. */
@@ -79,10 +82,10 @@ export class MmuDirtyLog implements DirtyLog {
   }
 
   /** All ranges, with pages counted over all of them. */
-  #visit(scan: (range: AddressRange, visit: VisitRun) => void, visit: VisitRun): void {
+  #visit(scan: (range: AddressRange, visit: VisitRun, base: number) => void, visit: VisitRun): void {
     let base = 0;
     for (const range of this.#ranges) {
-      scan(range, (first, pages, isZeroPage) => visit(base + first, pages, isZeroPage));
+      scan(range, (first, pages, isZeroPage) => visit(base + first, pages, isZeroPage), base);
       base += range.bytes / PAGE_BYTES;
     }
   }

@@ -19,14 +19,14 @@ export interface DirtyLog {
    */
   start(into: Bitmap): void;
   /**
-   * Adds to `into` every page written since the previous call and forgets it here; bits already set stay set. A stripe that has all its bits
-   * already need not be looked at: what was written there may be left for the next collection.
+   * Adds to `into` every page written since the previous call and forgets it here; bits already set stay set.
    * Concurrency: the guest may be writing. A write lands in this collection or the next, never in neither, if page bytes are read only
-   * after this returns (docs/adr/0003). No allocation.
+   * after this returns (docs/adr/0003).
+   * @param known what was written there need not be told: a stripe that it has as a whole may be left as it is, for the next collection.
    * @throws {MigrationError} ERR_NOT_TRACKING before `start()`.
    * @see Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
    */
-  collect(into: Bitmap): void;
+  collect(into: Bitmap, known?: Bitmap): void;
   /**
    * Adds to `into` what `collect` would, and forgets nothing: the next call finds the same pages and more. For whoever wants to know how many there are.
    * @throws {MigrationError} ERR_NOT_TRACKING before `start()`.

@@ -44,8 +44,8 @@ export class MemoryService {
   }
 
   /** See DirtyLog.collect. */
-  async collect(into: Bitmap): Promise<number> {
-    return (await this.#perform({ task: "collect", into: into.words })).ms;
+  async collect(into: Bitmap, known?: Bitmap): Promise<number> {
+    return (await this.#perform({ task: "collect", into: into.words, known: known?.words })).ms;
   }
 
   /** See DirtyLog.peek. */

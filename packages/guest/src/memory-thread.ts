@@ -24,7 +24,8 @@ export interface DirtyLogOptions {
 /** Everything that walks a whole guest: it runs here, so that the main thread goes on serving control and network card. */
 export type MemoryTask =
   | ({ readonly task: "attach"; readonly memory: SharedMemory; readonly barrier: SharedBarrier | undefined } & DirtyLogOptions)
-  | { readonly task: "start" | "collect" | "peek" | "list" | "look"; readonly into: Uint32Array }
+  | { readonly task: "start" | "peek" | "list" | "look"; readonly into: Uint32Array }
+  | { readonly task: "collect"; readonly into: Uint32Array; readonly known: Uint32Array | undefined }
   | { readonly task: "watch"; readonly pages: Uint32Array }
   | { readonly task: "stop" | "unwatch" | "free" | "detach" }
   | { readonly task: "audit" | "digest" | "digest-of-hashes"; readonly hashes: HashTable }
@@ -139,9 +140,11 @@ function perform(request: MemoryTask): AuditResult | bigint | undefined {
     case "start":
       attached().log.start(new Bitmap(attached().memory.pages, request.into));
       return undefined;
-    case "collect":
-      attached().log.collect(new Bitmap(attached().memory.pages, request.into));
+    case "collect": {
+      const { pages } = attached().memory;
+      attached().log.collect(new Bitmap(pages, request.into), request.known && new Bitmap(pages, request.known));
       return undefined;
+    }
     case "peek":
       attached().log.peek(new Bitmap(attached().memory.pages, request.into));
       return undefined;

@@ -82,7 +82,9 @@ describe("Vcpu", () => {
       for (let left = 6; left > 0; left--)
         try {
           return await check();
-        } catch {} // the host may have had other work for that long
+        } catch {
+          continue; // the host may have had other work for that long
+        }
       await check();
     }));
 

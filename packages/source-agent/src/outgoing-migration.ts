@@ -308,9 +308,9 @@ export class OutgoingMigration {
             if (hasRounds(parameters)) this.#firstRound.begin(ms);
             return ms;
           },
-          collect: (into) => {
+          collect: (into, known) => {
             this.#firstRound.end();
-            return memory.collect(into);
+            return memory.collect(into, known);
           },
         },
         link,
