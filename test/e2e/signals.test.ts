@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, it } from "node:test";
+import { whyNoMissingPages } from "@precopy/guest";
 import { Lab, SLOW, isRight, untilPhase } from "./lab.js";
 
 let lab: Lab;
@@ -40,5 +41,24 @@ describe("SIGTERM", () => {
     assert.equal(await source.child.exited, 0);
     await lab.runsAt(target, 2);
     await isRight(client);
+  });
+
+  it("while the guest runs at the target and fetches its memory from there lets that end, and both agents can be ended after it", {
+    skip: whyNoMissingPages() ?? false,
+  }, async () => {
+    const source = await lab.source("a");
+    const target = await lab.agent("target", "b");
+    const client = await lab.client();
+    const migration = lab.migrate(source, target.listen, ["--mode", "postcopy", "--max-postcopy-bandwidth", "60Mbit"]);
+    await untilPhase(migration, "postcopy-active");
+    source.child.kill("SIGTERM");
+    target.child.kill("SIGTERM");
+    await target.child.expect("held");
+    assert.equal(await source.child.exited, 0);
+    assert.equal(await migration.exited, 0, migration.stderr);
+    await lab.runsAt(target, 2);
+    await isRight(client);
+    target.child.kill("SIGTERM");
+    assert.equal(await target.child.exited, 0);
   });
 });
