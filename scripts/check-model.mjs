@@ -12,13 +12,13 @@ import { replay } from "./replay-trace.mjs";
 
 const MODEL = fileURLToPath(new URL("../docs/model/handover.pml", import.meta.url));
 const RESULTS = fileURLToPath(new URL("../docs/model/results.json", import.meta.url));
-const RANDOM_RUNS = 400;
 const RANDOM_RUN_STEPS = 3000;
 /** pan takes up to 1 GiB each. */
 const AT_ONCE = 2;
 const OUTPUT_BYTES_MAX = 2 ** 26;
 
 const isSmall = process.argv.includes("--small");
+const RANDOM_RUNS = isSmall ? 150 : 400;
 /** With `--small` epochs go to 4 at most: a fifth of the states. */
 const epochs = (define) => (isSmall ? [...define.filter((one) => !one.startsWith("EPOCH_MAX")), "EPOCH_MAX=4"] : define);
 const holds = (name, ...define) => ({
@@ -124,7 +124,7 @@ async function check({ name, define, isLive, mistake }, folder, onStep) {
   const generated = await run("spin", [...defines(define), "-a", MODEL], folder);
   // Breadth first finds the shortest trace of a mistake; cycles are looked for depth first.
   const search = isLive ? [] : ["-DSAFETY", "-DNOFAIR", ...(mistake === undefined ? [] : ["-DBFS"])];
-  const compiled = await run("gcc", [mistake === undefined ? "-O2" : "-O0", ...search, "-o", "pan", "pan.c"], folder);
+  const compiled = await run("gcc", [mistake === undefined ? (isSmall ? "-O1" : "-O2") : "-O0", ...search, "-o", "pan", "pan.c"], folder);
   if (!existsSync(join(folder, "pan"))) return { name, isGood: false, found: "nothing", said: `${generated}\n${compiled}` };
   const options = ["-m100000", mistake === undefined ? "-w24" : "-w20", ...(isLive ? ["-a", "-f"] : [])];
   const printed = await run("sh", ["-c", './pan "$@"; times', "pan", ...options], folder); // and the processor time that it took
