@@ -134,6 +134,15 @@ it("unanswered requests are repeated by id, at most every 50 ms, until they are 
   assert.ok(report.p50Ms! >= 99);
 });
 
+it("repeats no more often than it is told to", async (t) => {
+  const { lab, ledger } = await startLedger(t);
+  ledger.answer = (id, asked) => (asked === 2 ? [ledger.applyOnce(id)] : []);
+  const client = await LedgerClient.connect({ target: lab.address, guestId: ID, connectTimeoutMs: 10_000, repeatMs: 300 });
+  t.after(() => client.close());
+  await acknowledged(client, 1);
+  assert.ok(client.mark().longestGapMs >= 299, "the first answer takes one repeat");
+});
+
 it("with its span full it issues no more until an answer comes", async (t) => {
   const { lab, ledger } = await startLedger(t);
   let isAnswering = false; // a host that is slow must not be taken for one that answers
