@@ -44,6 +44,9 @@ describe("before COMMIT a dead target leaves the guest running at the source, as
       assert.ok(code === 6 || code === 3, `exit code ${String(code)}: ${migration.stderr}`);
       assert.match(migration.stderr, /^precopy: ERR_(PEER_DEAD|UNREACHABLE|PREPARED_TIMEOUT): .*\n$/);
       await pair.runsOnHere();
+      if (phase.phase !== "prepared") return;
+      pair.there.child.kill("SIGKILL"); // a copy that is prepared waits for the source's word or an operator's, however long
+      await pair.there.child.exited;
     });
 
   it("and the next attempt, to another target, misses no page", async () => {

@@ -130,7 +130,7 @@ export class Lab {
     return this.agent("source", name, [...guest, ...args], fault);
   }
 
-  /** A client at a twentieth of its usual rate: at 200 requests a second client, switch and guest take 0.6 of a processor. */
+  /** A client at a twentieth of its usual rate: it counts, and nobody measures it here. */
   async client(): Promise<LedgerClient> {
     assert.ok(this.#switch);
     const client = await LedgerClient.connect({ target: this.#switch.address, guestId: "g", rate: 50 });

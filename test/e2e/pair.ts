@@ -14,8 +14,8 @@ interface Running {
   readonly epoch: number;
 }
 
-/** Longer than a peer that is silent is waited for. */
-const SETTLE_TRIES = 80;
+/** 30 s: a target that receives gives a silent source 20 s. */
+const SETTLE_TRIES = 120;
 
 /** Two agents, a guest at one of them, and its client, for test after test: to start them takes longer than most tests. */
 export class Pair {
@@ -88,7 +88,10 @@ export class Pair {
     await isRight(client);
   }
 
-  /** After each test: an agent that died is started anew, and `here` is where the guest is by now. Starts afresh if it is nowhere. */
+  /**
+   * After each test: an agent that died is started anew, and `here` is where the guest is by now.
+   * @throws if it is not at one of the two alone; the next test has a new pair then
+   */
   async settle(): Promise<void> {
     const { lab, client } = this.#now;
     lab.closeLinks(); // or a target would wait for a peer that it cannot hear any more
@@ -97,6 +100,7 @@ export class Pair {
       lab.setFault(agent, "");
       agents.push(agent.child.hasExited ? await lab.restart(agent, this.#args) : agent);
     }
+    let seen = "";
     for (let tries = 0; tries < SETTLE_TRIES; tries++) {
       const guests = await Promise.all(agents.map((agent) => lab.guestAt(agent)));
       const at = guests.findIndex((guest) => guest?.phase === "running");
@@ -105,10 +109,12 @@ export class Pair {
         this.#running = { lab, here: agents[at]!, there: agents[1 - at]!, client, epoch: guest.epoch };
         return;
       }
+      seen = guests.map((one) => one?.phase ?? "no guest").join(" and ");
       await sleep(250);
     }
     await this.end();
     await this.start();
+    throw new Error(`The test left the pair with ${seen}`);
   }
 
   async end(): Promise<void> {
