@@ -14,7 +14,7 @@ interface Running {
   readonly epoch: number;
 }
 
-/** 30 s: a target that receives gives a silent source 20 s. */
+/** 30 s: a target that receives notices a silent source after 5 s, and gives it 15 s more. */
 const SETTLE_TRIES = 120;
 
 /** Two agents, a guest at one of them, and its client, for test after test: to start them takes longer than most tests. */
