@@ -41,6 +41,7 @@ export interface GuestPort {
 }
 
 export interface FinalState {
+  /** The last that was sent; 0 if there was none. */
   readonly round: number;
   readonly guest: GuestState;
 }

@@ -42,6 +42,15 @@ describe("pauseAndPrepare", () => {
     assert.deepEqual(ports.told, [{ round: 7, guest: STATE }]);
   });
 
+  it("sends no last round when nothing is left to send: the target waits for the round before, which it has acknowledged", async () => {
+    const ports = new FakePorts();
+    ports.finds = [[]];
+    const { last, lastPages } = await pauseAndPrepare(bitmapOf(), 4, true, ports);
+    assert.deepEqual(ports.calls, ["pause", "collect []", "tell", "prepare"]);
+    assert.deepEqual(ports.told, [{ round: 3, guest: STATE }]);
+    assert.deepEqual([lastPages, last.normalPages, last.zeroPages, last.bytes], [0, 0, 0, 0]);
+  });
+
   it("measures each part by itself, and the parts add up to the time from the question to PREPARED", async () => {
     const ports = new FakePorts();
     ports.costMs = { pause: 1, collect: 2, sendLast: 4, prepare: 8 };

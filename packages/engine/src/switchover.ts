@@ -35,7 +35,12 @@ export const pauseAndPrepare = (remaining: Bitmap, round: number, isArmed: boole
     return remaining;
   });
 
-/** @param collect the last dirty sync; resolves with what is to be sent in the pause. */
+const NOTHING_SENT: RoundTransfer = { normalPages: 0, zeroPages: 0, bytes: 0, ms: 0 };
+
+/**
+ * @param round the number of the last one, if there is anything to be sent in it; those before it are acknowledged.
+ * @param collect the last dirty sync; resolves with what is to be sent in the pause.
+ */
 async function pauseAndSend(
   round: number,
   { link, guest, handover, clock }: SwitchoverPorts,
@@ -47,8 +52,11 @@ async function pauseAndSend(
   const pages = await collect();
   const collectedAt = clock();
   const lastPages = pages.count();
-  // The state travels beside the last pages; the target waits for both.
-  const [last] = await Promise.all([link.sendLast(round, pages), tell(handover, { round, guest: state })]);
+  // The state travels beside the last pages; the target waits for both. Without pages every channel is spared a round trip.
+  const [last] = await Promise.all([
+    lastPages > 0 ? link.sendLast(round, pages) : NOTHING_SENT,
+    tell(handover, { round: lastPages > 0 ? round : round - 1, guest: state }),
+  ]);
   const sentAt = clock();
   await handover.prepare();
   const preparedAtMs = clock();

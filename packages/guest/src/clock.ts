@@ -8,10 +8,13 @@ export function hostNowMs(): number {
 
 let boot: string | undefined;
 
-/** Now, with the name of this start of the host: two such moments can be compared if the names are equal. Undefined where it has no name. */
-export function hostTime(): { readonly boot: string; readonly ms: number } | undefined {
+/**
+ * Now, or another moment of that clock, with the name of this start of the host: two such moments can be compared if the names are equal. Undefined
+ * where it has no name.
+ */
+export function hostTime(ms = hostNowMs()): { readonly boot: string; readonly ms: number } | undefined {
   boot ??= bootId();
-  return boot === undefined ? undefined : { boot, ms: hostNowMs() };
+  return boot === undefined ? undefined : { boot, ms };
 }
 
 /**

@@ -207,6 +207,19 @@ describe("Guest", () => {
       assert.ok(writtenOf(await guest.pause()) > writtenOf(state));
     }));
 
+  it("tells since when all of its vCPUs run, on the host's own clock; a pause changes nothing about it", () =>
+    withHost(async ({ make }) => {
+      const guest = await make([IDLE, WRITER]);
+      await guest.boot();
+      const before = hostNowMs();
+      await guest.run(1, false);
+      const ranAtMs = guest.ranAt?.ms ?? NaN;
+      assert.ok(before <= ranAtMs && ranAtMs <= hostNowMs(), `${before} to ${hostNowMs()}: ${ranAtMs}`);
+      await guest.pause();
+      guest.resume();
+      assert.equal(guest.ranAt?.ms, ranAtMs);
+    }));
+
   it("can be paused again the moment it was resumed, any number of times, each time with the registers of that very pause", () =>
     withHost(async ({ make }) => {
       const guest = await make([WRITER]);

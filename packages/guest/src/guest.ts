@@ -1,6 +1,6 @@
 import { MigrationError, PAGE_BYTES, VCPUS_MAX, macOf } from "@precopy/protocol";
 import type { DeviceManifest, GuestManifest } from "@precopy/protocol";
-import { GuestClock } from "./clock.js";
+import { GuestClock, hostTime } from "./clock.js";
 import type { Device } from "./device.js";
 import { allocateBarrier } from "./dirty-log-barrier.js";
 import type { SharedBarrier } from "./dirty-log-barrier.js";
@@ -246,6 +246,11 @@ export class Guest {
     this.#hasRun = true;
     await Promise.all(this.#vcpus.map((vcpu) => vcpu.run()));
     for (const device of this.#devices) device.start(epoch, isMoved);
+  }
+
+  /** Since when all of it runs here; undefined where hosts have no name. After `run`. */
+  get ranAt(): ReturnType<typeof hostTime> {
+    return hostTime(Math.max(...this.#vcpus.map(({ ranAtMs }) => ranAtMs)));
   }
 
   /** How long a pause would take now, in ms: until every vCPU reaches the end of a step. Blocks for that long, PROBE_MS_MAX at most. */

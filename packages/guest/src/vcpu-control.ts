@@ -14,9 +14,12 @@ const SHARE_UNIT = 1 / 10_000;
  */
 export const VcpuRequest = { Run: 0, End: 1, Stand: 2, FirstPause: 3 } as const;
 
-/** Counters that only the vCPU raises, at every tick and before it stands; whoever reads them wants rates, and may read a little late. */
-export const VcpuCounter = { WITHHELD_MS: 0, DIRTIED_PAGES: 1 } as const;
-const VCPU_COUNTERS = 2;
+/**
+ * What only the vCPU writes. WITHHELD_MS and DIRTIED_PAGES it raises at every tick and before it stands; whoever reads them wants rates, and may read a
+ * little late. RAN_AT_MS is when it began its first step, on the host's monotonic clock; 0 until then.
+ */
+export const VcpuCounter = { WITHHELD_MS: 0, DIRTIED_PAGES: 1, RAN_AT_MS: 2 } as const;
+const VCPU_COUNTERS = 3;
 
 export interface VcpuControl {
   readonly words: Int32Array;

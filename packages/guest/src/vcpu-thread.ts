@@ -1,7 +1,7 @@
 import { parentPort } from "node:worker_threads";
 import { threadId } from "@precopy/linux";
 import type { VcpuManifest } from "@precopy/protocol";
-import { GuestClock } from "./clock.js";
+import { GuestClock, hostNowMs } from "./clock.js";
 import type { SharedBarrier } from "./dirty-log-barrier.js";
 import { GuestMemory } from "./guest-memory.js";
 import type { SharedMemory } from "./guest-memory.js";
@@ -102,6 +102,7 @@ function stand(ms: number, share: number): void {
  */
 function run(running: Program, guestClock: GuestClock): void {
   while (Atomics.load(words, VcpuWord.REQUEST) === VcpuRequest.Stand) Atomics.wait(words, VcpuWord.REQUEST, VcpuRequest.Stand, 1000);
+  counters[VcpuCounter.RAN_AT_MS] = hostNowMs();
   post({ type: "running" });
   let isFirstTick = true;
   const withholding = new Withholding(guestClock.now());

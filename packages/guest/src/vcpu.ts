@@ -135,6 +135,11 @@ export class Vcpu {
     return this.#control.counters[VcpuCounter.WITHHELD_MS]!;
   }
 
+  /** When it began its first step, ms on the host's monotonic clock; 0 if it never ran. */
+  get ranAtMs(): number {
+    return this.#control.counters[VcpuCounter.RAN_AT_MS]!;
+  }
+
   /**
    * How often it dirtied a page that was clean, since its thread began. With the barrier log it counts by itself; with mmu each such write is a
    * minor fault of its thread, as are a few others. @param kind of the guest's dirty log.

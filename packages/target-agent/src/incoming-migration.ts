@@ -1,4 +1,4 @@
-import { Guest, hostTime, joinDigests } from "@precopy/guest";
+import { Guest, joinDigests } from "@precopy/guest";
 import type { Arbiter, GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
 import { MigrationError, RECEIVING_GRACE_MS, admitted, formatAddress, parseAddress, stepTarget } from "@precopy/protocol";
 import type { HandoverEffect, Message, Ownership, TargetEvent, TargetPhase, TargetState } from "@precopy/protocol";
@@ -56,7 +56,6 @@ export class IncomingMigration {
   });
   readonly #hashes: HashTable | undefined;
   #resumeMs = 0;
-  #ranAt: ReturnType<typeof hostTime>;
   #discarding: Promise<void> = Promise.resolve();
   #committing: Promise<unknown> = Promise.resolve();
 
@@ -88,7 +87,7 @@ export class IncomingMigration {
     guest.onFailure = (error) => {
       if (this.isUndecided) this.#discardAndForget(error);
     };
-    guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs, ranAt: this.#ranAt ?? null });
+    guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs, ranAt: guest.ranAt ?? null });
   }
 
   #openPages(): PageReceiver {
@@ -419,7 +418,6 @@ export class IncomingMigration {
         this.#reservation.keep(this.guest);
         this.#options.onOwned?.(this.guest.manifest.id);
         await this.guest.run(effect.epoch, true);
-        this.#ranAt = hostTime();
         this.#resumeMs = performance.now() - startedMs;
         return;
       case "free":

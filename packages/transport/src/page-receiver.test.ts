@@ -117,6 +117,7 @@ for (const pump of ["direct", "portable"] as const)
     it("answers a later generation with what the earlier ones have stored, to the page, and ends with the image's digest", async (context) => {
       const memory = fullMemory();
       const rig = new Rig(context, 1, pump);
+      assert.ok(rig.receiver.hasDelivered(0), "there is nothing before the first round to wait for");
       const first = await rig.connect(0, 1);
       assert.equal(first.stored, "0:0:0");
       const packets = await packerOf(memory, 1)(1, [0, 0]);
@@ -135,6 +136,7 @@ for (const pump of ["direct", "portable"] as const)
       const third = await rig.connect(0, 3);
       assert.equal(third.stored, `0:1:${PAGES}`);
       assert.deepEqual(rig.receiver.delivered, [], "of the latest generation nothing yet");
+      assert.equal(rig.receiver.hasDelivered(0), false, "a round before it is not the last one");
       assert.ok(rig.receiver.hasDelivered(1), "but the round is here");
     });
 

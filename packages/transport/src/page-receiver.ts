@@ -186,9 +186,9 @@ export class PageReceiver {
     return this.#slots.flatMap(({ delivered }) => (delivered === undefined ? [] : [delivered]));
   }
 
-  /** True if all of this round is stored, on every lane. */
+  /** True if all of this round is stored, on every lane; 0 is before the first. */
   hasDelivered(round: number): boolean {
-    return this.#slots.every((_, lane) => this.#endedRounds.get(lane) === round);
+    return this.#slots.every((_, lane) => (this.#endedRounds.get(lane) ?? 0) === round);
   }
 
   /** The image digest as of the last FLUSH on every channel; undefined without hashes, and if a share was lost with its thread. */
