@@ -235,6 +235,17 @@ describe("Bitmap under several threads", () => {
     assert.equal(lost, 0);
   });
 
+  it("takeShared gives what is there of the pages it names, once, and takes none of another thread's out", {
+    timeout: 60_000,
+  }, async () => {
+    const lost = await lostAgainst((bitmap) => {
+      for (let page = 32; page < 64; page += 2) bitmap.setRunShared(page, 1);
+      if (bitmap.takeShared(1, OURS) !== OURS) assert.fail("a page that was there was not given");
+      if (bitmap.takeShared(1, OURS) !== 0) assert.fail("a page was given twice");
+    });
+    assert.equal(lost, 0);
+  });
+
   it("setRun does lose some, so the test above can fail", { timeout: 60_000 }, async (context) => {
     let lost = 0;
     for (let games = 0; lost === 0 && games < 20; games++)

@@ -1,9 +1,6 @@
-import { MigrationError, STRIPE_PAGES, STRIPE_WORDS } from "@precopy/protocol";
+import { MigrationError, STRIPE_PAGES, STRIPE_WORDS, WORD_BLOCK, isEmptyBlock } from "@precopy/protocol";
 
-/** Bits are looked at in blocks of so many words first: a whole one without a page takes the C library 60 ns, a loop of ours up to 50 us. */
-const BLOCK_WORDS = 1024;
-const BLOCK_STRIPES = BLOCK_WORDS / STRIPE_WORDS;
-const EMPTY = Buffer.alloc(BLOCK_WORDS * 4);
+const BLOCK_STRIPES = WORD_BLOCK / STRIPE_WORDS;
 
 /** Called with each run of set pages. */
 export type VisitPages = (firstPage: number, pages: number) => void;
@@ -14,17 +11,11 @@ function popcount(word: number): number {
   return Math.imul((bits + (bits >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
-function isEmptyBlock({ words }: Bitmap, word: number): boolean {
-  const bytes = Math.min(BLOCK_WORDS, words.length - word) * 4;
-  const block = Buffer.from(words.buffer, words.byteOffset + word * 4, bytes);
-  return block.equals(bytes === EMPTY.byteLength ? EMPTY : EMPTY.subarray(0, bytes));
-}
-
 /** Visits the words of each block in which all of these have pages: most of what is joined in a pause is empty, and its loops are not compiled there. */
 function forEachBlock(filled: readonly Bitmap[], visit: (from: number, end: number) => void): void {
   const length = Math.min(...filled.map(({ words }) => words.length));
-  for (let at = 0; at < length; at += BLOCK_WORDS)
-    if (!filled.some((one) => isEmptyBlock(one, at))) visit(at, Math.min(at + BLOCK_WORDS, length));
+  for (let at = 0; at < length; at += WORD_BLOCK)
+    if (!filled.some(({ words }) => isEmptyBlock(words, at))) visit(at, Math.min(at + WORD_BLOCK, length));
 }
 
 /**
@@ -76,6 +67,11 @@ export class Bitmap {
     for (let page = firstPage; page < firstPage + pages; page++) Atomics.and(this.words, page >>> 5, ~(1 << (page & 31)));
   }
 
+  /** Takes pages of one word out, by their bits, while other threads do the same: each page is one's only. @returns the bits of those that were there */
+  takeShared(word: number, bits: number): number {
+    return Atomics.and(this.words, word, ~bits) & bits;
+  }
+
   /** These become the other's pages. */
   copy(other: Bitmap): void {
     this.words.set(other.words);
@@ -110,7 +106,7 @@ export class Bitmap {
   /** The first stripe from `stripe` on that may have pages, or `stripes`. Passes over long gaps quickly. */
   skipEmpty(stripe: number): number {
     let at = stripe;
-    while (at % BLOCK_STRIPES === 0 && at < this.stripes && isEmptyBlock(this, at * STRIPE_WORDS)) at += BLOCK_STRIPES;
+    while (at % BLOCK_STRIPES === 0 && at < this.stripes && isEmptyBlock(this.words, at * STRIPE_WORDS)) at += BLOCK_STRIPES;
     return Math.min(at, this.stripes);
   }
 

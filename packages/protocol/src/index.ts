@@ -19,4 +19,5 @@ export * from "./quantities.js";
 export * from "./source-state.js";
 export * from "./stripe.js";
 export * from "./target-state.js";
+export * from "./word-blocks.js";
 export * from "./xbzrle.js";

@@ -24,6 +24,9 @@ export const PACKET_PAYLOAD_BYTES_MAX = PACKET_PAGES_MAX * PAGE_BYTES + PACKET_P
 /** Pages that are compressed together. */
 export const BLOCK_PAGES = 16;
 
+/** Post-copy: pages that one answer on the fault channel may carry. A block of them lies in one word of a bitmap. */
+export const FAULT_AROUND_PAGES_MAX = 16;
+
 /** As long as a Node timer can wait. */
 export const TIMER_MS_MAX = 2 ** 31 - 1;
 

@@ -406,11 +406,12 @@ export class OutgoingMigration {
       pump: this.#pump,
       admitted,
       handover: this.handover,
+      served: faults.served,
       onEvent: (event: LinkEvent) => this.#emitLink(event),
     };
     this.#serving = new PostcopyServing(ports, result.missing);
     const stopping = this.#options.guests.memory.stop(); // nobody writes here any more
-    this.postcopy = (await this.#serving.run(control, link, faults.serving, faults.served)) ?? null;
+    this.postcopy = (await this.#serving.run(control, link, faults.serving)) ?? null;
     const totalMs = performance.now() - this.acceptedAtMs;
     await stopping;
     if (this.phase === "taken-back") throw new MigrationError("ERR_TAKEN_BACK", "The guest was taken back, as it was at the pause");

@@ -258,6 +258,62 @@ describe("a round", () => {
   });
 });
 
+describe("rounds of post-copy", () => {
+  it("follow one another without waiting, and each is done when it was sent and acknowledged itself", async () => {
+    const rig = await Rig.open(2);
+    const rounds = [7, 8].map((round) => follow(rig.link.pushRound(round, whole)));
+    for (const name of ["0/1", "1/1"]) {
+      assert.deepEqual(
+        rig.life(name).orders.map(({ round }) => round),
+        [7, 8],
+      );
+      await rig.life(name).sent(4);
+    }
+    await rig.flushed(0, 1, 4);
+    await rig.flushed(1, 1, 3);
+    assert.deepEqual([rounds[0]?.state, rounds[1]?.state], ["waits", "waits"]);
+    await rig.flushed(1, 1, 4);
+    assert.deepEqual([rounds[0]?.state, rounds[1]?.state], ["done", "waits"]);
+    for (const name of ["0/1", "1/1"]) await rig.life(name).sent(9);
+    for (const channel of [0, 1]) await rig.flushed(channel, 1, 9);
+    assert.equal(rounds[1]?.state, "done");
+    assert.equal(rig.pings, 0);
+  });
+
+  it("wait for nothing more of an earlier one that a channel had when it died: only the latest is sent again", async () => {
+    const rig = await Rig.open(2);
+    const rounds = [7, 8].map((round) => follow(rig.link.pushRound(round, whole)));
+    await rig.life("0/1").sent(4);
+    await rig.life("1/1").sent(4);
+    await rig.flushed(0, 1, 4);
+    rig.stored = [{ lane: 1, round: 7, page: 700 }];
+    await rig.cut("1/1");
+    assert.deepEqual([rounds[0]?.state, rounds[1]?.state], ["done", "waits"]);
+    assert.deepEqual(rig.life("1/2").orders, [{ round: 8, pacing: 0, from: [{ lane: 1, page: 0 }] }]);
+  });
+
+  it("that begin while a channel is made again take its part of the one before over, and nobody waits for that for ever", async () => {
+    const rig = await Rig.open(2);
+    let letOpen = (): void => {};
+    rig.onOpen = () =>
+      new Promise((resolve) => {
+        letOpen = resolve;
+      });
+    const earlier = follow(rig.link.pushRound(7, whole));
+    await rig.cut("1/1");
+    await rig.life("0/1").sent(4);
+    await rig.flushed(0, 1, 4);
+    assert.equal(earlier.state, "waits");
+    const latest = follow(rig.link.pushRound(8, whole));
+    await settle();
+    assert.equal(earlier.state, "done");
+    letOpen();
+    await settle();
+    assert.deepEqual(rig.life("1/2").orders, [{ round: 8, pacing: 0, from: [{ lane: 1, page: 0 }] }]);
+    assert.equal(latest.state, "waits");
+  });
+});
+
 describe("opening", () => {
   it("fails with the first channel's error if not one can be had", async () => {
     const rig = new Rig(2);

@@ -26,6 +26,7 @@ export interface PageLinkPorts {
 
 /** One sendRound of a channel: acknowledged when the target has stored that many packets of this generation. */
 interface Sending {
+  readonly round: Round;
   readonly lanes: readonly number[];
   packets: number | undefined;
 }
@@ -121,10 +122,20 @@ export class PageLink implements LinkPort {
   async sendRound(round: number, pages: Bitmap): Promise<RoundTransfer> {
     const started = performance.now();
     this.#ports.ping();
-    const sending = this.#begin(round, pages, false);
-    await this.#until(() => sending.unsent.size + sending.unacknowledged.size === 0);
+    const sent = await this.pushRound(round, pages);
     holdCompiler(); // the guest may stand still next
     await this.#ports.ready(); // the guest is not paused for a target that cannot be told
+    return { ...sent, ms: performance.now() - started };
+  }
+
+  /**
+   * Post-copy: one may follow another that is on its way still. What a channel that breaks had left of an earlier one is not sent again: a target that
+   * fetches says itself what it misses in the end.
+   */
+  async pushRound(round: number, pages: Bitmap): Promise<RoundTransfer> {
+    const started = performance.now();
+    const sending = this.#begin(round, pages, false);
+    await this.#until(() => sending.unsent.size + sending.unacknowledged.size === 0);
     return { ...sending.totals, ms: performance.now() - started };
   }
 
@@ -194,9 +205,20 @@ export class PageLink implements LinkPort {
     const all = [...Array(this.#lanes.lanes).keys()];
     const totals: Totals = { normalPages: 0, zeroPages: 0, bytes: 0 };
     const sending: Round = { round, pages, isLast, unsent: new Set(all), unacknowledged: new Set(all), totals, shares: undefined };
+    // Only the latest is sent by a channel that is made again.
+    for (const carrier of this.#carriers) if (carrier.end === undefined) this.#giveUp(this.#round, this.#lanesOf(carrier));
     this.#round = sending;
     for (const carrier of this.#carriers) if (carrier.end !== undefined) this.#send(carrier, this.#lanesOf(carrier), []);
+    this.#progress();
     return sending;
+  }
+
+  /** These lanes of a round are not waited for any more. */
+  #giveUp(round: Round | undefined, lanes: readonly number[]): void {
+    for (const lane of lanes) {
+      round?.unsent.delete(lane);
+      round?.unacknowledged.delete(lane);
+    }
   }
 
   /** The cap is a total: each channel gets the share of the round's pages that it has to carry, so all end together. Bytes/s; 0 for none. */
@@ -228,7 +250,7 @@ export class PageLink implements LinkPort {
       return { lane, page: point?.round === sending.round ? point.page : 0 };
     });
     for (const lane of left) sending.unsent.add(lane);
-    const one: Sending = { lanes: left, packets: undefined };
+    const one: Sending = { round: sending, lanes: left, packets: undefined };
     carrier.sendings.push(one);
     const { end } = carrier;
     end.sendRound(sending.round, sending.pages.words, this.#pacing(sending, left), from).then(
@@ -253,7 +275,7 @@ export class PageLink implements LinkPort {
   #acknowledge(carrier: Carrier): void {
     for (let first = carrier.sendings[0]; first?.packets !== undefined && carrier.stored >= first.packets; first = carrier.sendings[0]) {
       carrier.sendings.shift();
-      for (const lane of first.lanes) this.#round?.unacknowledged.delete(lane);
+      for (const lane of first.lanes) first.round.unacknowledged.delete(lane);
     }
     this.#progress();
   }
@@ -295,7 +317,8 @@ export class PageLink implements LinkPort {
     const { end } = carrier;
     const wasSending = carrier.sendings.some(({ packets }) => packets === undefined);
     carrier.end = undefined;
-    carrier.sendings = [];
+    for (const { round, lanes } of carrier.sendings.splice(0)) if (round !== this.#round) this.#giveUp(round, lanes);
+    this.#progress();
     this.losses++;
     this.#ports.onEvent({ what: "channel-lost", channel: carrier.channel, code: error.code, message: error.message });
     const isTooMany = this.losses > CHANNEL_LOSSES_MAX;

@@ -1,29 +1,35 @@
 import type { SourceHandover } from "@precopy/engine";
 import { Bitmap } from "@precopy/guest";
-import { MigrationError, PAGE_BYTES, RECOVER_AGAIN_MS, STRIPE_PAGES, TIMER_MS_MAX, joinPiece } from "@precopy/protocol";
+import { MigrationError, PAGE_BYTES, RECOVER_AGAIN_MS, STRIPE_PAGES, STRIPE_WORDS, TIMER_MS_MAX, joinPiece } from "@precopy/protocol";
 import type { ControlMessage, FaultStatistics, Message } from "@precopy/protocol";
-import { ControlChannel, FaultServing, allocateServedPages, connectFaultChannel } from "@precopy/transport";
+import { ControlChannel, FaultServing, connectFaultChannel } from "@precopy/transport";
 import type { PumpKind, ServedPages } from "@precopy/transport";
 import { ControlLink } from "./control-link.js";
 import type { LinkEvent, PageLink } from "./page-link.js";
 import { makePageLink, silence } from "./transfer.js";
 import type { Admitted, Transfer } from "./transfer.js";
 
-/** A stretch of pushing lasts about so long: short enough that the next one begins where the guest is by then. */
+/** A stretch of pushing lasts about so long, or a round trip: short enough that the next one begins where the guest is by then. */
 const STRETCH_MS = 25;
 const STRETCH_PAGES_MAX = (64 * 2 ** 20) / PAGE_BYTES;
+/** On their way at the same time, so that nobody waits for an acknowledgement before there is more to send. */
+const STRETCHES = 2;
+/** With a page that the guest stops at go as many beside it as the link takes in so long: no more than it costs to ask for one. */
+const AROUND_MS = 0.05;
 
 export interface ServingPorts {
   readonly transfer: Transfer;
   readonly pump: PumpKind;
   readonly admitted: Admitted;
   readonly handover: SourceHandover;
+  /** Of all lives of the fault channel. */
+  readonly served: ServedPages;
   onEvent(event: LinkEvent): void;
 }
 
 /** What it came to. */
 export interface PostcopyResult {
-  /** On the page channels since the guest ran at the target, headers included. */
+  /** Of pages that nobody had asked for, on the page channels with their headers. */
   readonly pushedBytes: number;
   readonly pushedPages: number;
   /** Times that the link was gone. */
@@ -40,18 +46,16 @@ class Life {
   readonly control: ControlLink;
   readonly link: PageLink;
   readonly faults: FaultServing;
-  readonly served: ServedPages;
   readonly broken: Promise<never>;
   fail: (error: MigrationError) => void = () => {};
   /** The target may have all, and then it lets go of the fault channel. */
   isFinishing = false;
   faultsEnded: MigrationError | undefined;
 
-  constructor(control: ControlLink, link: PageLink, faults: FaultServing, served: ServedPages) {
+  constructor(control: ControlLink, link: PageLink, faults: FaultServing) {
     this.control = control;
     this.link = link;
     this.faults = faults;
-    this.served = served;
     this.broken = new Promise((_, reject) => {
       this.fail = reject;
     });
@@ -77,16 +81,21 @@ class Life {
  */
 export class PostcopyServing {
   readonly #ports: ServingPorts;
-  #missing: Bitmap;
-  /** As the target tells it, piece by piece. */
-  #told: Bitmap;
+  /** Pages that the target misses and that are not on their way; the fault channel's thread takes some out, too. */
+  readonly #due: Bitmap;
+  /** What the target says that it misses, piece by piece. */
+  readonly #told: Bitmap;
   #life: Life | undefined;
   #generation = 1;
   #abandoned: MigrationError | undefined;
   #wake: () => void = () => {};
   #pushedBytes = 0;
   #pushedPages = 0;
-  #requests = 0;
+  #pages = 0; // on their way
+  #round = FIRST_ROUND;
+  /** Of the last stretches, each counting half of the one after it. */
+  readonly #pace = { pages: 0, ms: 0 };
+  #storedAt = 0;
   #pauses = 0;
   #isRecovering = false;
   /** Why the link is gone. */
@@ -95,22 +104,28 @@ export class PostcopyServing {
   /** @param missing at the target, all of it. */
   constructor(ports: ServingPorts, missing: Bitmap) {
     this.#ports = ports;
-    this.#missing = missing;
+    this.#due = new Bitmap(missing.pages, ports.served.due);
+    this.#due.copy(missing); // what is asked for at this moment may be sent twice: it is the target's to drop
     this.#told = new Bitmap(missing.pages);
   }
 
   /** Pages that nobody knows to be at the target yet. */
   get remainingPages(): number {
-    return this.#missing.count();
+    return this.#due.count() + this.#pages;
   }
 
   /** What the guest stopped at and asked for. */
   get requests(): number {
-    return this.#requests + (this.#life?.served.requests[0] ?? 0);
+    return this.#ports.served.requests[0]!;
   }
 
   get pushedBytes(): number {
-    return this.#pushedBytes;
+    return this.#pushedBytes + this.#neighbours * PAGE_BYTES;
+  }
+
+  /** Pages that went with one that was asked for. */
+  get #neighbours(): number {
+    return this.#ports.served.pages[0]! - this.requests;
   }
 
   /** The link is being made again at this moment. */
@@ -119,18 +134,24 @@ export class PostcopyServing {
   }
 
   /** What was opened before the guest ran at the target is used first. */
-  async run(control: ControlLink, link: PageLink, faults: FaultServing, served: ServedPages): Promise<PostcopyResult | undefined> {
+  async run(control: ControlLink, link: PageLink, faults: FaultServing): Promise<PostcopyResult | undefined> {
     const { handover } = this.#ports;
     const startedAt = performance.now();
-    let next: Life | Message<"placed"> | undefined = new Life(control, link, faults, served);
+    let next: Life | Message<"placed"> | undefined = new Life(control, link, faults);
     while (!handover.isOver) {
       if (this.#abandoned !== undefined) throw this.#abandoned;
       if (next instanceof Life) next = await this.#serve(next);
       if (next !== undefined) {
         handover.step("placed");
         const { digest, faults: answered } = next;
-        const [pushedBytes, pushedPages, pauses] = [this.#pushedBytes, this.#pushedPages, this.#pauses];
-        return { pushedBytes, pushedPages, pauses, digest, faults: answered, fetchMs: performance.now() - startedAt };
+        return {
+          pushedBytes: this.pushedBytes,
+          pushedPages: this.#pushedPages + this.#neighbours,
+          pauses: this.#pauses,
+          digest,
+          faults: answered,
+          fetchMs: performance.now() - startedAt,
+        };
       }
       await this.#rest();
       if (!handover.isOver && this.#abandoned === undefined) next = await this.#recover();
@@ -181,7 +202,6 @@ export class PostcopyServing {
       await life.end(this.reason);
       return undefined;
     } finally {
-      this.#requests += life.served.requests[0] ?? 0;
       this.#life = undefined;
     }
   }
@@ -190,9 +210,8 @@ export class PostcopyServing {
     const { attempt, parameters } = this.#ports.transfer;
     const { control, link } = life;
     link.setMaxBandwidth(parameters.maxPostcopyBandwidthBytesPerSecond);
-    let round = FIRST_ROUND;
     for (;;) {
-      await this.#push(life, () => round++);
+      await this.#push(link);
       const answered = control.expect(["serving", "placed"], TIMER_MS_MAX, silence("that all was sent"));
       this.#told.clear();
       life.isFinishing = true;
@@ -201,36 +220,54 @@ export class PostcopyServing {
       if (answer.type === "placed") return answer;
       life.isFinishing = false;
       if (life.faultsEnded !== undefined) throw life.faultsEnded;
-      this.#adopt(life.served); // an answer to a fault was lost, or is on its way still
+      this.#due.copy(this.#told); // an answer to a fault was lost, or is on its way still
     }
   }
 
-  /** The target has said what it misses. */
-  #adopt(served: ServedPages): void {
-    [this.#missing, this.#told] = [this.#told, this.#missing];
-    served.pages.fill(0);
-  }
-
-  async #push({ link, served }: Life, nextRound: () => number): Promise<void> {
-    const { multifdChannels: channels } = this.#ports.transfer.parameters;
-    const asked = new Bitmap(this.#missing.pages, served.pages);
-    const stretch = new Bitmap(this.#missing.pages);
-    let room = channels * STRIPE_PAGES;
+  /** Resolves when nothing is due, and all of it is stored. */
+  async #push(link: PageLink): Promise<void> {
+    const stretches = Array.from({ length: STRETCHES }, () => new Bitmap(this.#due.pages));
+    const underWay: Promise<void>[] = [];
+    this.#pages = this.#pace.pages = this.#pace.ms = 0; // another link than before, perhaps
     let stripe = 0;
-    for (;;) {
-      this.#missing.remove(asked); // these are on their way, or there
-      if (served.last[0] !== 0) stripe = Math.floor((served.last[0]! - 1) / STRIPE_PAGES);
-      served.last[0] = 0;
+    for (let count = 0; ; count++) {
+      if (underWay.length === STRETCHES) await underWay.shift(); // they end in their order, so the bitmap is ours again
+      const { last } = this.#ports.served;
+      if (last[0] !== 0) stripe = Math.floor((last[0]! - 1) / STRIPE_PAGES);
+      last[0] = 0;
+      const stretch = stretches[count % STRETCHES]!;
       stretch.clear();
-      stripe = takeStripes(this.#missing, stretch, stripe, room);
-      if (stretch.count() === 0) return;
-      const { bytes, normalPages, zeroPages, ms } = await link.sendRound(nextRound(), stretch);
-      this.#missing.remove(stretch);
-      this.#pushedBytes += bytes;
-      this.#pushedPages += normalPages + zeroPages;
-      const pages = ((normalPages + zeroPages) / Math.max(ms, 0.1)) * STRETCH_MS;
-      room = Math.min(Math.max(pages, channels * STRIPE_PAGES), STRETCH_PAGES_MAX);
+      const taken = takeStripes(this.#due, stretch, stripe, this.#room(link));
+      if (taken.pages === 0) break;
+      stripe = taken.stripe;
+      const sending = this.#send(link, stretch, taken.pages);
+      sending.catch(() => {}); // it is awaited
+      underWay.push(sending);
     }
+    await Promise.all(underWay);
+  }
+
+  /** Pages of the next stretch. */
+  #room(link: PageLink): number {
+    const { pages, ms } = this.#pace;
+    const pace = ms === 0 ? 0 : pages / ms;
+    const least = this.#ports.transfer.parameters.multifdChannels * STRIPE_PAGES;
+    return Math.min(Math.max(pace * Math.max(STRETCH_MS, link.roundTripMs()), least), STRETCH_PAGES_MAX);
+  }
+
+  async #send(link: PageLink, stretch: Bitmap, taken: number): Promise<void> {
+    const beganAt = performance.now();
+    this.#pages += taken;
+    const { bytes, normalPages, zeroPages } = await link.pushRound(this.#round++, stretch);
+    const now = performance.now();
+    const pace = this.#pace;
+    pace.pages = pace.pages / 2 + normalPages;
+    pace.ms = pace.ms / 2 + now - Math.max(beganAt, this.#storedAt);
+    this.#storedAt = now;
+    this.#ports.served.around[0] = (pace.pages / pace.ms) * AROUND_MS;
+    this.#pages -= taken;
+    this.#pushedBytes += bytes;
+    this.#pushedPages += normalPages + zeroPages;
   }
 
   async #rest(): Promise<void> {
@@ -266,7 +303,7 @@ export class PostcopyServing {
   }
 
   async #open(): Promise<Life | Message<"placed">> {
-    const { transfer, pump, admitted, onEvent } = this.#ports;
+    const { transfer, pump, admitted, served, onEvent } = this.#ports;
     const { to, attempt, guest, options } = transfer;
     const control = new ControlLink(await ControlChannel.connect(to), to, attempt);
     const link = makePageLink(control, transfer, pump, undefined, admitted, {
@@ -283,12 +320,11 @@ export class PostcopyServing {
         control.close(new MigrationError("ERR_LINK_LOST", "Every page is at the target"));
         return answer;
       }
-      const served = allocateServedPages(guest.memory.pages);
-      this.#adopt(served);
+      this.#due.copy(this.#told);
       await link.open();
       const { session } = attempt;
       const socket = await connectFaultChannel(to, { session, generation: ++this.#generation }, AbortSignal.timeout(TIMER_MS_MAX));
-      return new Life(control, link, await FaultServing.open(socket, options.threads, pump, guest.memory.share(), served), served);
+      return new Life(control, link, await FaultServing.open(socket, options.threads, pump, guest.memory.share(), served));
     } catch (thrown) {
       const error = MigrationError.from(thrown);
       await link.stop(error);
@@ -301,15 +337,23 @@ export class PostcopyServing {
 /** Rounds of pre-copy and of the pause have lower numbers. */
 const FIRST_ROUND = 1_000_000;
 
-/** Moves on from `stripe`, and once around, adding stripes of `from` to `into` until there are so many pages. @returns the stripe to go on from */
-function takeStripes(from: Bitmap, into: Bitmap, stripe: number, pages: number): number {
+/**
+ * Moves pages of whole stripes from `due` to `into`, from `stripe` on and once around, until there are so many. @returns how many there are, and the
+ * stripe to go on from
+ */
+function takeStripes(due: Bitmap, into: Bitmap, stripe: number, pages: number): { readonly pages: number; readonly stripe: number } {
   let taken = 0;
   let at = stripe;
-  for (let seen = 0; seen < from.stripes && taken < pages; seen++, at = (at + 1) % from.stripes) {
-    const count = from.countStripe(at);
-    if (count === 0) continue;
-    from.forEachRunOfStripe(at, (first, run) => into.setRun(first, run));
-    taken += count;
+  for (let left = due.stripes; left > 0 && taken < pages; ) {
+    const filled = due.skipEmpty(at);
+    left -= filled - at;
+    at = filled % due.stripes;
+    if (left <= 0 || filled !== at) continue;
+    for (let word = at * STRIPE_WORDS; word < Math.min((at + 1) * STRIPE_WORDS, due.words.length); word++)
+      if (due.words[word] !== 0) into.words[word] = due.takeShared(word, -1);
+    taken += into.countStripe(at);
+    at = (at + 1) % due.stripes;
+    left--;
   }
-  return at;
+  return { pages: taken, stripe: at };
 }

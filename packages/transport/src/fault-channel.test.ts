@@ -20,6 +20,7 @@ import {
 import type { HashTable } from "@precopy/guest";
 import { NativeThread, freePages, isLinuxAvailable } from "@precopy/linux";
 import {
+  FAULT_AROUND_PAGES_MAX,
   FAULT_REQUEST_BYTES,
   HEADER_BYTES,
   MigrationError,
@@ -124,6 +125,8 @@ interface Answer {
   readonly sequence: number;
   /** Undefined: a packet of nothing. */
   readonly page: number | undefined;
+  /** The runs, data before zeros, each a page and how many. */
+  readonly runs: readonly (readonly [first: number, pages: number])[];
   /** Undefined: zeros. */
   readonly bytes: Buffer | undefined;
 }
@@ -138,18 +141,23 @@ class Asker {
     this.socket = socket;
     let [page, sequence]: (number | undefined)[] = [];
     let bytes: Buffer[] = [];
+    let runs: (readonly [first: number, pages: number])[] = [];
     this.#decoder = new PacketDecoder(
-      { pages: PAGES, mayCarry: (_, pages) => pages === 1 },
+      { pages: PAGES, mayCarry: (_, pages) => pages <= FAULT_AROUND_PAGES_MAX },
       {
         begin: (header, head) => {
           assert.deepEqual([header.kind, header.encoding, header.round], [PacketKind.Pages, PageEncoding.Raw, 0]);
-          assert.ok(header.dataRuns + header.zeroRuns <= 1);
           sequence = header.sequence;
-          page = header.dataRuns + header.zeroRuns === 0 ? undefined : head.readUInt32LE(HEADER_BYTES);
+          runs = range(0, header.dataRuns + header.zeroRuns).map((run) => {
+            const at = HEADER_BYTES + run * RUN_BYTES;
+            return [head.readUInt32LE(at), head.readUInt32LE(at + 4)];
+          });
+          page = runs[0]?.[0];
           bytes = [];
         },
         payload: (more) => bytes.push(Buffer.from(more)),
-        end: () => this.answers.push({ sequence: sequence ?? -1, page, bytes: bytes.length === 0 ? undefined : Buffer.concat(bytes) }),
+        end: () =>
+          this.answers.push({ sequence: sequence ?? -1, page, runs, bytes: bytes.length === 0 ? undefined : Buffer.concat(bytes) }),
       },
     );
     socket.on("close", () => {
@@ -185,6 +193,7 @@ describe("FaultServing", { timeout: 300_000 }, () => {
     await threads.prepare(1);
     const memory = source();
     const served = allocateServedPages(PAGES);
+    served.due.fill(0xffffffff);
     const serving = await FaultServing.open(near, threads, pump, memory.share(), served);
     context.after(() => serving.end());
     const failures: MigrationError[] = [];
@@ -196,7 +205,7 @@ describe("FaultServing", { timeout: 300_000 }, () => {
     describe(`(${pump} pump)`, { skip: whyNoPump[pump] }, () => {
       it("says that it reads before it is asked for anything, by a packet of nothing", async (context) => {
         const { asker } = await serve(context, pump);
-        assert.deepEqual(await asker.listen().answered(1), [{ sequence: 0, page: undefined, bytes: undefined }]);
+        assert.deepEqual(await asker.listen().answered(1), [{ sequence: 0, page: undefined, runs: [], bytes: undefined }]);
       });
 
       for (const [what, send] of [
@@ -233,14 +242,41 @@ describe("FaultServing", { timeout: 300_000 }, () => {
             assert.equal(bytes === undefined, isZero(page ?? 0), `page ${page}`);
             if (bytes !== undefined) assert.ok(bytes.equals(memory.view(page ?? 0, 1)), `page ${page}`);
           });
-          const asked = new Bitmap(PAGES, served.pages);
+          const due = new Bitmap(PAGES, served.due);
           assert.deepEqual(
-            range(0, PAGES).filter((page) => asked.has(page)),
+            range(0, PAGES).filter((page) => !due.has(page)),
             [...new Set(pages)].sort((a, b) => a - b),
           );
-          assert.deepEqual([served.requests[0], served.last[0]], [pages.length, pages.at(-1)! + 1]);
+          assert.deepEqual([served.requests[0], served.pages[0], served.last[0]], [pages.length, pages.length, pages.at(-1)! + 1]);
           assert.deepEqual(failures, []);
         });
+
+      it("sends what is due of the block around a page that is asked for, behind that page and each page once", async (context) => {
+        const { asker, memory, served } = await serve(context, pump);
+        served.around[0] = 8.9;
+        new Bitmap(PAGES, served.due).takeShared(0, 1 << 12); // somebody else sends it
+        asker.listen();
+        asker.socket.write(Buffer.concat([request(10, 0), request(11, 1), request(PAGES - 1, 2)]));
+        const [, ...answers] = await asker.answered(6);
+        const runs = [
+          [[10, 1]],
+          ...[[8, 11, 13, 15, 9, 14].map((page) => [page, 1])], // 9 and 14 are zero
+          [[11, 1]],
+          [[PAGES - 1, 1]],
+          [
+            [PAGES - 8, 4],
+            [PAGES - 3, 2],
+            [PAGES - 4, 1],
+          ],
+        ];
+        assert.deepEqual(
+          answers.map((one) => one.runs),
+          runs,
+        );
+        assert.ok(answers[1]?.bytes?.equals(Buffer.concat([8, 11, 13, 15].map((page) => memory.view(page, 1)))));
+        assert.deepEqual([served.requests[0], served.pages[0]], [3, 3 + 6 + 7]);
+        assert.equal(new Bitmap(PAGES, served.due).count(), PAGES - 16);
+      });
 
       const damaged = request(7, 0);
       damaged[4]! ^= 1;
@@ -498,6 +534,7 @@ class Target {
     pump: PumpKind = "direct",
   ): Promise<{ readonly serving: FaultServing; readonly served: ServedPages }> {
     const served = allocateServedPages(this.source.pages);
+    served.due.fill(0xffffffff);
     const serving = await FaultServing.open(await this.dial(generation), this.threads, pump, this.source.share(), served);
     context.after(() => serving.end());
     return { serving, served };
@@ -562,9 +599,9 @@ describe("FaultHandling", { skip: whyNoMissingPages() ?? false, timeout: 300_000
       const wrong = await Promise.all(target.readers.map((reader, at) => reader.compare(target.memory, target.source, orders[at] ?? [])));
       assert.deepEqual(wrong, [[], [], []]);
       const needed = [...new Set(orders.flat())].sort((a, b) => a - b);
-      const asked = new Bitmap(PAGES, served.pages);
+      const due = new Bitmap(PAGES, served.due);
       assert.deepEqual(
-        range(0, PAGES).filter((page) => asked.has(page)),
+        range(0, PAGES).filter((page) => !due.has(page)),
         needed,
       );
       assert.equal(served.requests[0], needed.length);
@@ -594,8 +631,8 @@ describe("FaultHandling", { skip: whyNoMissingPages() ?? false, timeout: 300_000
     const target = await Target.open(context, 1, (page) => page !== 7 && page !== large.pages - 7, large);
     const { served } = await target.serve(context, 1);
     assert.deepEqual(await target.readers[0]?.compare(target.memory, large, [...ends, 7, large.pages - 7]), []);
-    const asked = new Bitmap(large.pages, served.pages);
-    assert.deepEqual([asked.count(), ...ends.map((page) => asked.has(page))], [4, true, true, true, true]);
+    const due = new Bitmap(large.pages, served.due);
+    assert.deepEqual([large.pages - due.count(), ...ends.map((page) => due.has(page))], [4, false, false, false, false]);
   });
 
   it("gives pages that are known to be zero without a connection, and without asking over one", async (context) => {
@@ -728,7 +765,7 @@ describe("FaultHandling", { skip: whyNoMissingPages() ?? false, timeout: 300_000
     ["leaves an answer out", lastOfTwo, "ERR_PACKET_SEQUENCE"],
     ["damages a run table", damagedTable, "ERR_PACKET_CHECKSUM"],
     ["answers with a page that there is not", (from) => from.next(PAGES, junk), "ERR_RUN_OUT_OF_RANGE"],
-    ["answers with two pages in a run", twoPages, "ERR_RUN_OUT_OF_RANGE"],
+    ["answers with too many pages in a run", tooMany, "ERR_RUN_OUT_OF_RANGE"],
     ["ends a round", (from) => from.next(undefined, undefined, { kind: PacketKind.Flush, lanes: 1 }), "ERR_NOT_A_PACKET"],
     ["sends a delta", (from) => from.next(10, Buffer.of(0, 1, 9), { encoding: PageEncoding.Xbzrle }), "ERR_NOT_A_PACKET"],
     ["sends a block that does not decode", (from) => from.next(10, badPayload, { encoding: PageEncoding.Lz4 }), "ERR_BLOCK_CORRUPT"],
@@ -744,9 +781,9 @@ describe("FaultHandling", { skip: whyNoMissingPages() ?? false, timeout: 300_000
     bytes[HEADER_BYTES]! ^= 1;
     return bytes;
   }
-  function twoPages(from: Answerer): Buffer {
+  function tooMany(from: Answerer): Buffer {
     const bytes = from.next(10, undefined);
-    bytes.writeUInt32LE(2, HEADER_BYTES + 4);
+    bytes.writeUInt32LE(FAULT_AROUND_PAGES_MAX + 1, HEADER_BYTES + 4);
     const sequence = bytes.readUInt32LE(12);
     encodeHeader(bytes, {
       kind: PacketKind.Pages,

@@ -96,14 +96,17 @@ export class FaultHandler {
   run(): void {
     let error: MigrationError | undefined;
     try {
-      while (this.#hear()) {
-        this.#poll.wait(this.#waiting.size === 0 ? POLL_MS : WAITING_POLL_MS);
-        if (this.#poll.isReady(1)) this.#bell.quiet();
-        if (this.#poll.isReady(0)) this.#faults.read((address, thread) => this.#fault(this.#pageAt(address), thread));
-        if (this.#connection !== undefined && this.#poll.isReady(2)) this.#receive(this.#connection);
+      for (let isAsked = true; isAsked; ) {
+        const poll = this.#poll; // another one takes its place with each connection
+        poll.wait(this.#waiting.size === 0 ? POLL_MS : WAITING_POLL_MS);
+        if (poll.isReady(0)) this.#faults.read((address, thread) => this.#fault(this.#pageAt(address), thread));
+        if (this.#connection !== undefined && poll.isReady(2)) this.#receive(this.#connection);
+        if (poll.isReady(1)) {
+          this.#bell.quiet(); // before it is heard: what is said from here on rings again
+          isAsked = this.#hear();
+        }
         this.#settle();
       }
-      this.#settle();
     } catch (thrown) {
       error = MigrationError.from(thrown);
     }

@@ -8,6 +8,7 @@ import { Bitmap, MissingPages, PageHashes, allocateHashTable, whyNoMissingPages,
 import type { GuestMemory, HashTable } from "@precopy/guest";
 import { PagePlacing, PagemapScanner, Pieces, freePages } from "@precopy/linux";
 import {
+  FAULT_AROUND_PAGES_MAX,
   HEADER_BYTES,
   PAGE_BYTES,
   PacketDecoder,
@@ -405,7 +406,7 @@ describe("PagePlacer", { skip: why ?? false, timeout: 300_000 }, () => {
     assert.throws(() => next.push(packet([[STRIPE_PAGES - 1, 2]], [], { sequence: 1 })), { code: "ERR_RUN_OUT_OF_RANGE" }, "two stripes");
   });
 
-  it("takes on a fault channel one page in a run, any page there is, and no FLUSH", (context) => {
+  it("takes on a fault channel few pages in a run, any page there is, and no FLUSH", (context) => {
     const refused = (bytes: Buffer, code: string): void => {
       const into = target(context, { isFaultChannel: true });
       assert.throws(() => into.push(bytes), { code });
@@ -413,13 +414,13 @@ describe("PagePlacer", { skip: why ?? false, timeout: 300_000 }, () => {
     };
     refused(flush(0), "ERR_NOT_A_PACKET");
     refused(flush(1), "ERR_NOT_A_PACKET");
-    refused(packet([[3, 2]]), "ERR_RUN_OUT_OF_RANGE");
-    refused(packet([], [[3, 2]]), "ERR_RUN_OUT_OF_RANGE");
+    refused(packet([[3, FAULT_AROUND_PAGES_MAX + 1]]), "ERR_RUN_OUT_OF_RANGE");
+    refused(packet([], [[3, FAULT_AROUND_PAGES_MAX + 1]]), "ERR_RUN_OUT_OF_RANGE");
     refused(packet([[PAGES, 1]]), "ERR_RUN_OUT_OF_RANGE");
     const into = target(context, { isFaultChannel: true });
     into.push(packet([])); // the greeting
-    into.push(packet([[PAGES - 1, 1]], [[0, 1]], { sequence: 1 }));
-    assert.deepEqual(into.there(), [0, PAGES - 1]);
+    into.push(packet([[PAGES - FAULT_AROUND_PAGES_MAX, FAULT_AROUND_PAGES_MAX]], [[0, 1]], { sequence: 1 }));
+    assert.deepEqual(into.there(), [0, ...range(PAGES - FAULT_AROUND_PAGES_MAX, PAGES)]);
     assert.deepEqual(into.lanes.storedAt(0), { round: 0, page: 0 }, "it is no round's");
   });
 

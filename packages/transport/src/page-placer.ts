@@ -3,6 +3,7 @@ import type { Bitmap, HashTable, PageKernels } from "@precopy/guest";
 import { PagePlacing } from "@precopy/linux";
 import type { Pieces } from "@precopy/linux";
 import {
+  FAULT_AROUND_PAGES_MAX,
   HEADER_BYTES,
   MEMORY_BYTES_MIN,
   MigrationError,
@@ -71,7 +72,7 @@ export class PagePlacer implements ChannelStore {
   constructor(target: PlaceTarget) {
     this.#target = target;
     this.#placing = new PagePlacing(target.descriptor);
-    this.bounds = target.progress?.bounds ?? { pages: target.memory.pages, mayCarry: (_, pages) => pages === 1 };
+    this.bounds = target.progress?.bounds ?? { pages: target.memory.pages, mayCarry: (_, pages) => pages <= FAULT_AROUND_PAGES_MAX };
   }
 
   /** @throws {MigrationError} ERR_NOT_A_PACKET for what makes no sense here, and as LaneProgress. */
