@@ -175,6 +175,11 @@ describe("CompressionChoice", () => {
     assert.ok(channel.samples <= 320 / 16 + 10, `${channel.samples} samples`);
   });
 
+  it("does not try what samples alone promise little of", () => {
+    assert.equal(new Channel(LZ4 / 1.4, LZ4, 0.5).sendMany(200), 0);
+    assert.ok(new Channel(LZ4 / 1.6, LZ4, 0.5).sendMany(200) > 0.5);
+  });
+
   it("goes by what each packet holds", () => {
     const channel = new Channel(GBIT, LZ4, 0.3);
     channel.sendMany(50);

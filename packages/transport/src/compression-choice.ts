@@ -34,6 +34,8 @@ const WINDOW_MS = 5;
 const PAGES_MIN = 256;
 /** Compression has to promise this much more, since what it saves is forecast and what it costs is certain. */
 const GAIN_MIN = 1.15;
+/** And so much more before whole packets were seen to leave so: what a few pages take alone, they do not take beside a peer on the same processors. */
+const UNTRIED_GAIN_MIN = 1.3;
 /** Where compression cannot keep up with the link, contents are looked at as seldom as this: it takes a twentieth of a packet's time. */
 const LOOK_EVERY_PACKETS = 16;
 /** What was no gain is tried again after so many packets, since it may have been the peer's bad moment, and after twice as many each time that it was none again. */
@@ -132,7 +134,8 @@ export class CompressionChoice {
       const { pages, bytes, ms } = sample(candidate);
       pack.sampled = mixedSpeed(pack.sampled, pages / Math.max(ms, 0.001));
       this.#packs.set(candidate, pack);
-      const speed = Math.min(pack.sampled * pack.share, pack.reached, (this.#rawSpeed * pages * PAGE_BYTES) / bytes);
+      const doubt = pack.reached === Infinity ? UNTRIED_GAIN_MIN : 1;
+      const speed = Math.min(pack.sampled * pack.share, pack.reached, (this.#rawSpeed * pages * PAGE_BYTES) / bytes) / doubt;
       if (speed > bestSpeed) [best, bestSpeed] = [candidate, speed];
     }
     return best;
