@@ -37,6 +37,7 @@ import {
   checkCongestionControl,
   choosePump,
   connectFaultChannel,
+  holdCompiler,
   peerError,
 } from "@precopy/transport";
 import type { ChannelThreads, PumpKind, ServedPages } from "@precopy/transport";
@@ -383,6 +384,7 @@ export class OutgoingMigration {
       control.send({ type: "listen", epoch: this.epoch });
       await listening;
     } while (pieces.length > 0);
+    holdCompiler(); // the guest may stand still next
     this.#faults ??= await this.#openFaults();
   }
 

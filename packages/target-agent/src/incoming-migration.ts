@@ -2,7 +2,7 @@ import { Guest, joinDigests } from "@precopy/guest";
 import type { Arbiter, GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
 import { MigrationError, RECEIVING_GRACE_MS, admitted, formatAddress, parseAddress, stepTarget } from "@precopy/protocol";
 import type { HandoverEffect, Message, Ownership, TargetEvent, TargetPhase, TargetState } from "@precopy/protocol";
-import { LaneTable, PageReceiver } from "@precopy/transport";
+import { LaneTable, PageReceiver, holdCompiler } from "@precopy/transport";
 import type { ChannelName, ChannelSocket, ChannelThreads, ControlChannel, FaultChannelName, PumpKind } from "@precopy/transport";
 import { Fetching } from "./fetching.js";
 
@@ -104,6 +104,7 @@ export class IncomingMigration {
     });
     pages.onDelivered = ({ channel, generation, round, packets }) => {
       this.#onDelivered();
+      if (this.#state.phase === "receiving") holdCompiler(); // it may have been the last round
       // In the next turn: if the guest stands still its vCPUs are told first, and load while the source is told.
       setImmediate(() => this.#control.send({ type: "flushed", channel, generation, round, packets }));
     };
@@ -205,6 +206,7 @@ export class IncomingMigration {
     if (this.#state.phase !== "receiving") throw new MigrationError("ERR_BAD_MESSAGE", `listen; we are ${this.#state.phase}`);
     const started = performance.now();
     await this.#fetchingOf("listen", epoch).listen();
+    holdCompiler(); // the guest may stand still next
     this.#control.send({ type: "listening", epoch, ms: performance.now() - started });
   }
 

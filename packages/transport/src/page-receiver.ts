@@ -1,7 +1,6 @@
 import type { Socket } from "node:net";
 import type { HashTable, SharedMemory } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
-import { holdCompiler } from "./compiler-hold.js";
 import type { SharedPostcopy } from "./channel-end.js";
 import { lanesOfBits } from "./lane-table.js";
 import type { LanePoint, LaneTable } from "./lane-table.js";
@@ -125,7 +124,6 @@ export class PageReceiver {
       slot.share = digest;
       slot.delivered = { ...life, round, packets };
       this.onDelivered(slot.delivered);
-      holdCompiler(); // it may have been the last round
     };
     opened.onFailure = (error) => {
       this.#leave(slot, opened);
