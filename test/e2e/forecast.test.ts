@@ -59,6 +59,10 @@ for (const { title, args, skip } of [
           changes.some(({ option }) => option.startsWith("--downtime-limit")),
           JSON.stringify(changes),
         );
+        assert.ok(
+          changes.every(({ option, forecast: then }) => option.startsWith("--") && then.ends),
+          JSON.stringify(changes),
+        );
       });
       await lab.runsAt(here, 1);
       assert.equal(await lab.guestAt(there), null);

@@ -32,6 +32,14 @@ function follow(promise: Promise<unknown>): { state: string } {
   );
   return followed;
 }
+/** Something that a test lets happen. */
+function gate(): { readonly opened: Promise<void>; readonly open: () => void } {
+  let open = (): void => {};
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { opened, open };
+}
 function permutations<T>(all: readonly T[]): T[][] {
   if (all.length === 0) return [[]];
   return all.flatMap((first, at) => permutations(all.toSpliced(at, 1)).map((rest) => [first, ...rest]));
@@ -195,11 +203,8 @@ describe("a round", () => {
 
   it("is told with the sum of what its channels sent, and not before control messages get through", async () => {
     const rig = await Rig.open(2);
-    let getThrough = (): void => {};
-    rig.ready = () =>
-      new Promise((resolve) => {
-        getThrough = resolve;
-      });
+    const control = gate();
+    rig.ready = () => control.opened;
     const sending = rig.link.sendRound(1, whole);
     const round = follow(sending);
     for (const channel of [0, 1]) {
@@ -207,7 +212,7 @@ describe("a round", () => {
       await rig.flushed(channel, 1, 1);
     }
     assert.equal(round.state, "waits");
-    getThrough();
+    control.open();
     const { normalPages, zeroPages, bytes } = await sending;
     assert.deepEqual([normalPages, zeroPages, bytes], [20, 1, 2000]);
     assert.equal(rig.pings, 1, "each round asks for the round trip anew");
@@ -294,11 +299,8 @@ describe("rounds of post-copy", () => {
 
   it("that begin while a channel is made again take its part of the one before over, and nobody waits for that for ever", async () => {
     const rig = await Rig.open(2);
-    let letOpen = (): void => {};
-    rig.onOpen = () =>
-      new Promise((resolve) => {
-        letOpen = resolve;
-      });
+    const channel = gate();
+    rig.onOpen = () => channel.opened;
     const earlier = follow(rig.link.pushRound(7, whole));
     await rig.cut("1/1");
     await rig.life("0/1").sent(4);
@@ -307,7 +309,7 @@ describe("rounds of post-copy", () => {
     const latest = follow(rig.link.pushRound(8, whole));
     await settle();
     assert.equal(earlier.state, "done");
-    letOpen();
+    channel.open();
     await settle();
     assert.deepEqual(rig.life("1/2").orders, [{ round: 8, pacing: 0, from: [{ lane: 1, page: 0 }] }]);
     assert.equal(latest.state, "waits");

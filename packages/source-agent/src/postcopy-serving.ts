@@ -91,7 +91,7 @@ export class PostcopyServing {
   #wake: () => void = () => {};
   #pushedBytes = 0;
   #pushedPages = 0;
-  #pages = 0; // on their way
+  #pagesOnTheWay = 0;
   #round = FIRST_ROUND;
   /** Of the last stretches, each counting half of the one after it. */
   readonly #pace = { pages: 0, ms: 0 };
@@ -111,7 +111,7 @@ export class PostcopyServing {
 
   /** Pages that nobody knows to be at the target yet. */
   get remainingPages(): number {
-    return this.#due.count() + this.#pages;
+    return this.#due.count() + this.#pagesOnTheWay;
   }
 
   /** What the guest stopped at and asked for. */
@@ -228,7 +228,7 @@ export class PostcopyServing {
   async #push(link: PageLink): Promise<void> {
     const stretches = Array.from({ length: STRETCHES }, () => new Bitmap(this.#due.pages));
     const underWay: Promise<void>[] = [];
-    this.#pages = this.#pace.pages = this.#pace.ms = 0; // another link than before, perhaps
+    this.#pagesOnTheWay = this.#pace.pages = this.#pace.ms = 0; // another link than before, perhaps
     let stripe = 0;
     for (let count = 0; ; count++) {
       if (underWay.length === STRETCHES) await underWay.shift(); // they end in their order, so the bitmap is ours again
@@ -257,7 +257,7 @@ export class PostcopyServing {
 
   async #send(link: PageLink, stretch: Bitmap, taken: number): Promise<void> {
     const beganAt = performance.now();
-    this.#pages += taken;
+    this.#pagesOnTheWay += taken;
     const { bytes, normalPages, zeroPages } = await link.pushRound(this.#round++, stretch);
     const now = performance.now();
     const pace = this.#pace;
@@ -265,7 +265,7 @@ export class PostcopyServing {
     pace.ms = pace.ms / 2 + now - Math.max(beganAt, this.#storedAt);
     this.#storedAt = now;
     this.#ports.served.around[0] = (pace.pages / pace.ms) * AROUND_MS;
-    this.#pages -= taken;
+    this.#pagesOnTheWay -= taken;
     this.#pushedBytes += bytes;
     this.#pushedPages += normalPages + zeroPages;
   }
