@@ -395,16 +395,13 @@ describe("a channel that dies", () => {
 
   it("holds its lane of a round that begins before it is made again, and sends it then", async () => {
     const rig = await Rig.open(1);
-    let open = (): void => {};
-    rig.onOpen = () =>
-      new Promise((resolve) => {
-        open = resolve;
-      });
+    const channel = gate();
+    rig.onOpen = () => channel.opened;
     await rig.cut("0/1");
     const last = follow(rig.link.sendLast(1, whole));
     await settle();
     assert.equal(last.state, "waits");
-    open();
+    channel.open();
     await settle();
     assert.equal(rig.life("0/2").orders.length, 1);
     await rig.life("0/2").sent(1);
@@ -736,16 +733,13 @@ describe("stop", () => {
 
   it("ends, too, what is just being made again, resolves only then, and tells the one who connects", async () => {
     const rig = await Rig.open(1);
-    let opened = (): void => {};
-    rig.onOpen = () =>
-      new Promise((resolve) => {
-        opened = resolve;
-      });
+    const channel = gate();
+    rig.onOpen = () => channel.opened;
     await rig.cut("0/1");
     const stopped = follow(rig.link.stop(OVER));
     await settle();
     assert.deepEqual([stopped.state, rig.signals.at(-1)?.reason], ["waits", OVER]);
-    opened();
+    channel.open();
     await settle();
     assert.ok(rig.life("0/2").isEnded);
     assert.equal(stopped.state, "done");
@@ -754,15 +748,12 @@ describe("stop", () => {
 
   it("ends, too, what is just being opened for the first time", async () => {
     const rig = new Rig(1);
-    let opened = (): void => {};
-    rig.onOpen = () =>
-      new Promise((resolve) => {
-        opened = resolve;
-      });
+    const channel = gate();
+    rig.onOpen = () => channel.opened;
     const opening = follow(rig.link.open());
     await settle();
     const stopped = rig.link.stop(OVER);
-    opened();
+    channel.open();
     await stopped;
     await settle();
     assert.notEqual(opening.state, "waits");
