@@ -60,18 +60,24 @@ export interface Undisturbed<T> {
   readonly tries: number;
 }
 
+interface Watching<T> {
+  /** Whether a result stands however much the host took meanwhile. */
+  readonly isFinal?: (result: T) => boolean;
+  readonly watch?: () => () => number;
+  readonly againMs?: number;
+}
+
 /** Makes a run again while it was disturbed, four times in all; what counts is the one that was disturbed least. */
 export async function undisturbed<T>(
   run: () => Promise<T>,
-  watch: () => () => number = watchSteal,
-  againMs = AGAIN_MS,
+  { isFinal = () => false, watch = watchSteal, againMs = AGAIN_MS }: Watching<T> = {},
 ): Promise<Undisturbed<T>> {
   let best: Omit<Undisturbed<T>, "tries"> | undefined;
   for (let tries = 1; ; tries++) {
     const stealShare = watch();
     const made = { result: await run(), stealShare: stealShare() };
     if (best === undefined || made.stealShare < best.stealShare) best = made;
-    if (!isDisturbed(best.stealShare) || tries === TRIES) return { ...best, tries };
+    if (!isDisturbed(best.stealShare) || isFinal(made.result) || tries === TRIES) return { ...best, tries };
     await sleep(againMs);
   }
 }

@@ -15,6 +15,10 @@ const LINK_RATE = 1e9;
 /** Pages a second that the link would carry if there were nothing but pages. */
 const LINK_PAGES = LINK_RATE / 8 / PAGE_BYTES;
 const LIMIT_MS = 180_000;
+/** A technique that leaves a guest alone either ends within a few rounds or never does; the link carries the guest 25 times in this. */
+const UNTHROTTLED_LIMIT_MS = 60_000;
+/** What the host takes of a run as long as this evens out; nor is one made again that did not end. */
+const LONG_MS = 10_000;
 
 const FILLED = 256 * MIB;
 const GUEST = { memory: 512 * MIB, filled: FILLED, fillKind: "random", dirtyRate: 0, workingSet: FILLED } as const;
@@ -52,8 +56,9 @@ async function moveWriter({ link }: MadeLink, dirtyRate: number, parameters: Par
   try {
     const module = join(folder, "told-writer.mjs");
     writeFileSync(module, toldWriterModule(folder, { rate: dirtyRate, workingSet: GUEST.workingSet }));
+    const limitMs = parameters.throttle === undefined && parameters.mode === undefined ? UNTHROTTLED_LIMIT_MS : LIMIT_MS;
     const guest: LinkGuest = { ...GUEST, dirtyRate, workload: `told-writer=${module}` };
-    const { runs, beganAt, elapsedMs } = await moveGuests(link, { guest, count: 1, order: "together", parameters, limitMs: LIMIT_MS });
+    const { runs, beganAt, elapsedMs } = await moveGuests(link, { guest, count: 1, order: "together", parameters, limitMs });
     const [run] = runs;
     if (run === undefined) throw new Error("One guest is one run");
     const told = readdirSync(folder)
@@ -86,7 +91,13 @@ async function measure(techniques: typeof TECHNIQUES, { pairs, say }: BenchRun, 
       for (const [technique, parameters] of Object.entries(techniques)) {
         const what = `${fraction} of the link, ${technique}`;
         const dirtyRate = Math.round(fraction * LINK_PAGES);
-        const { result: moved, stealShare, tries } = await undisturbed(() => moveWriter(made, dirtyRate, parameters));
+        const {
+          result: moved,
+          stealShare,
+          tries,
+        } = await undisturbed(() => moveWriter(made, dirtyRate, parameters), {
+          isFinal: ({ figures: ended }) => ended === undefined || ended.totalMs > LONG_MS,
+        });
         runs.push({ pair, fraction, technique, dirtyRate, stealShare, tries, ...moved });
         add(`${what}: ends`, "share", "higher", moved.figures === undefined ? 0 : 1);
         add(`${what}: total`, "ms", "lower", moved.figures?.totalMs);
@@ -105,7 +116,13 @@ async function measure(techniques: typeof TECHNIQUES, { pairs, say }: BenchRun, 
 const entry = (name: string, techniques: typeof TECHNIQUES): Bench => ({
   name,
   suite: "full",
-  workload: { link: LINK_RATE, guest: GUEST, dirtyFractions: DIRTY_FRACTIONS, techniques },
+  workload: {
+    link: LINK_RATE,
+    guest: GUEST,
+    dirtyFractions: DIRTY_FRACTIONS,
+    techniques,
+    limitMs: { throttled: LIMIT_MS, unthrottled: UNTHROTTLED_LIMIT_MS },
+  },
   measure: (run) =>
     withLinks([{ rate: LINK_RATE, mtu: 1500, congestionControl: undefined }], ([link]) => {
       if (link === undefined) throw new Error("One link was asked for");
