@@ -15,8 +15,8 @@ const LINK_RATE = 1e9;
 /** Pages a second that the link would carry if there were nothing but pages. */
 const LINK_PAGES = LINK_RATE / 8 / PAGE_BYTES;
 const LIMIT_MS = 180_000;
-/** A technique that leaves a guest alone either ends within a few rounds or never does; the link carries the guest 25 times in this. */
-const UNTHROTTLED_LIMIT_MS = 60_000;
+/** A technique that leaves a guest alone either ends within a few rounds or never does; the link carries the guest 16 times in this. */
+const UNTHROTTLED_LIMIT_MS = 40_000;
 /** What the host takes of a run as long as this evens out; nor is one made again that did not end. */
 const LONG_MS = 10_000;
 
