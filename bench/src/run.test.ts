@@ -40,4 +40,10 @@ describe("npm run bench", () => {
     }
     assert.match(bench("--list").stdout, /^table {2}versus-idle-64M$/m);
   });
+
+  it("takes a name for that entry alone, and what is none for all that begin so", () => {
+    const named = (entry: string): string[] => bench("--entry", entry, "--list").stdout.match(/\S+$/gm) ?? [];
+    assert.deepEqual(named("lz4"), ["lz4"]);
+    assert.deepEqual(named("lz"), ["lz4", "lz4-over-1gbit"]);
+  });
 });

@@ -13,13 +13,13 @@ import { formatSpread, spreadOf } from "./spread.js";
 
 const USAGE = `npm run bench -- [options]
   --suite table|full   some minutes, against the peers that are installed (default), or everything
-  --entry NAME         only this entry, or those whose names begin so; again for more
+  --entry NAME         only this entry, or if there is none those whose names begin so; again for more
   --pairs N            runs of each side (default 3, with --suite full 10)
   --compare OLD.json   what --json or --keep wrote before, to compare with
   --json FILE          all results in one file
   --keep               each entry's results in bench/results, with plots
   --noisy              measure even if the machine is busy, and say so in the results
-  --list               name the entries`;
+  --list               name the entries; with --entry those that it means`;
 const PAIRS: Readonly<Record<Suite, number>> = { table: 3, full: 10 };
 const EXIT = { ok: 0, beyond: 1, usage: 2, noisy: 3 } as const;
 /** How long a busy machine is waited for before each entry. */
@@ -58,7 +58,8 @@ function choose(suite: Suite, wanted: readonly string[] | undefined): readonly B
   if (wanted === undefined) return entries.filter((entry) => suite === "full" || entry.suite === suite);
   const unknown = wanted.find((prefix) => !entries.some(({ name }) => name.startsWith(prefix)));
   if (unknown !== undefined) throw new Error(`--entry "${unknown}": no entry begins so; --list names them`);
-  return entries.filter(({ name }) => wanted.some((prefix) => name.startsWith(prefix)));
+  const isOne = (one: string): boolean => entries.some(({ name }) => name === one);
+  return entries.filter(({ name }) => wanted.some((one) => (isOne(one) ? name === one : name.startsWith(one))));
 }
 
 const isBeyond = ({ values: measured, target, better }: Figure): boolean => {
@@ -143,7 +144,8 @@ async function runAll({ suite, selected, pairs, old, json, keep, noisy: isNoisyA
 try {
   const options = readOptions(process.argv.slice(2));
   if (options.help) console.log(USAGE);
-  else if (options.list) for (const { name, suite } of entries) console.log(`${suite.padEnd(6)} ${name}`);
+  else if (options.list)
+    for (const { name, suite } of options.entry === undefined ? entries : options.selected) console.log(`${suite.padEnd(6)} ${name}`);
   else process.exitCode = await runAll(options);
 } catch (error) {
   console.error(`bench: ${error instanceof Error ? error.message : String(error)}`);
