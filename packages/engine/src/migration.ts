@@ -163,7 +163,7 @@ export class Migration {
       this.#handover.step(isSplit ? "split" : "pause");
       const round = (live?.rounds ?? 0) + 1;
       const { prepared, missing } = await this.#unlessBroken(this.#prepare(live, split, round));
-      const { last, lastPages } = prepared;
+      const { last, lastPages, missingPages } = prepared;
       this.#ports.onRound({
         round,
         startMs: pausedAtMs - acceptedAtMs,
@@ -176,7 +176,7 @@ export class Migration {
         bandwidthBytesPerSecond: undefined,
         dirtyPagesPerSecond: undefined,
         expectedDowntimeMs: isSplit ? undefined : live?.expectedDowntimeMs,
-        remainingPages: missing?.count() ?? 0,
+        remainingPages: missingPages,
         throttlePercent: 0,
         xbzrle: last.xbzrle,
         isReady: false,

@@ -19,6 +19,8 @@ export interface Prepared {
   readonly preparedAtMs: number;
   readonly last: RoundTransfer;
   readonly lastPages: number;
+  /** That the target will miss when it runs the guest. */
+  readonly missingPages: number;
   readonly breakdown: Omit<DowntimeBreakdown, "commit">;
 }
 
@@ -32,24 +34,24 @@ export interface Prepared {
 export const pauseAndPrepare = (remaining: Bitmap, round: number, isArmed: boolean, ports: SwitchoverPorts): Promise<Prepared> =>
   pauseAndSend(round, ports, async () => {
     await (isArmed ? ports.dirty.collect(remaining) : ports.dirty.start(remaining));
-    return remaining;
+    return { pages: remaining, missing: undefined };
   });
 
 const NOTHING_SENT: RoundTransfer = { normalPages: 0, zeroPages: 0, bytes: 0, ms: 0 };
 
 /**
  * @param round the number of the last one, if there is anything to be sent in it; those before it are acknowledged.
- * @param collect the last dirty sync; resolves with what is to be sent in the pause.
+ * @param collect the last dirty sync; resolves with what is to be sent in the pause, and what is not.
  */
 async function pauseAndSend(
   round: number,
   { link, guest, handover, clock }: SwitchoverPorts,
-  collect: () => Promise<Bitmap>,
+  collect: () => Promise<{ readonly pages: Bitmap; readonly missing: Bitmap | undefined }>,
 ): Promise<Prepared> {
   const askedAt = clock();
   const state = await guest.pause();
   const pausedAt = clock();
-  const pages = await collect();
+  const { pages, missing } = await collect();
   const collectedAt = clock();
   const lastPages = pages.count();
   // The state travels beside the last pages; the target waits for both. Without pages every channel is spared a round trip.
@@ -58,13 +60,16 @@ async function pauseAndSend(
     tell(handover, { round: lastPages > 0 ? round : round - 1, guest: state }),
   ]);
   const sentAt = clock();
-  await handover.prepare();
+  const preparing = handover.prepare();
+  const missingPages = missing?.count() ?? 0; // while the target is at work
+  await preparing;
   const preparedAtMs = clock();
   return {
     pausedAtMs: askedAt,
     preparedAtMs,
     last,
     lastPages,
+    missingPages,
     breakdown: {
       pause: pausedAt - askedAt,
       collect: collectedAt - pausedAt,
@@ -132,7 +137,7 @@ export async function pauseAndSplit(
     if (untold.count() > 0) postcopy.tellDiscard(untold);
     const devices = devicePagesOf(missing.pages, postcopy);
     missing.remove(devices);
-    return devices;
+    return { pages: devices, missing };
   });
   return { ...prepared, missing };
 }
