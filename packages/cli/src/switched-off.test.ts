@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { describe, it } from "node:test";
+import { after, describe, it } from "node:test";
 import type { TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
@@ -28,6 +28,11 @@ import { AgentPort, ChannelThreads, choosePump } from "@precopy/transport";
 const MIB = 2 ** 20;
 const PAGES = 4096;
 
+// A thread takes as long to start as a guest of this size to be moved: these serve every test.
+const threads = new ChannelThreads();
+const vcpus = new VcpuThreads(0);
+after(() => Promise.all([threads.end(), vcpus.end()]));
+
 interface Roles {
   readonly source: SourceAgent;
   readonly guest: Guest;
@@ -46,7 +51,7 @@ async function roles(
 ): Promise<Roles> {
   const folder = mkdtempSync(join(tmpdir(), "precopy-switched-off-"));
   const arrived = new MemoryService();
-  const [vcpus, threads, workloads, segments] = [new VcpuThreads(2), new ChannelThreads(), new WorkloadCatalogue(), new SegmentPool()];
+  const [workloads, segments] = [new WorkloadCatalogue(), new SegmentPool()];
   const role = (name: string, service: MemoryService) => ({
     registry: new GuestRegistry(new Journal(join(folder, name)), undefined),
     guests: {
@@ -91,7 +96,7 @@ async function roles(
       await registry.guest?.destroy();
       registry.journal.close();
     }
-    await Promise.all([vcpus.end(), threads.end(), memory.end(), arrived.end()]);
+    await Promise.all([memory.end(), arrived.end()]);
     rmSync(folder, { recursive: true });
   });
   return {

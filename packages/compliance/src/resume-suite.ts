@@ -12,7 +12,7 @@ import { PageTarget, withMemories } from "./page-wire.js";
 import type { WireOptions } from "./page-wire.js";
 import { ResumingSource } from "./resuming-source.js";
 
-const IMAGE_BYTES = 32 * 2 ** 20;
+const IMAGE_BYTES = 16 * 2 ** 20;
 const ROUNDS = 4;
 const SEEDS = 4;
 

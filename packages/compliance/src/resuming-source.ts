@@ -156,6 +156,12 @@ export class ResumingSource {
     this.#shares.push(life.sender.digest);
     if (this.#options.heirOf(life.channel, life.generation) === undefined) return this.#open(life.channel, life.generation + 1);
     this.#lives.delete(life.channel);
+    // All that it carried, also what it had delivered in this round: the next one must find it.
+    for (let [lane] = this.lanes.lanesOf(life.channel); lane !== undefined; [lane] = this.lanes.lanesOf(life.channel)) {
+      const heir = this.#heirOf(life);
+      await this.#target.receiver.carry(lane, heir.channel);
+      if (this.#lives.get(heir.channel) === heir) this.lanes.move(lane, heir.channel); // else it died meanwhile, and gave its lanes away
+    }
     return undefined;
   }
 

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { endianness, tmpdir } from "node:os";
 import { mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { after } from "node:test";
 import type { TestContext } from "node:test";
 import { GuestRegistry, Journal, MemoryService, SegmentPool, VcpuThreads, WorkloadCatalogue } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
@@ -11,6 +12,9 @@ import type { ChannelName, ChannelSocket } from "@precopy/transport";
 import { TargetAgent } from "./target-agent.js";
 
 export const workloads = new WorkloadCatalogue();
+// Of every target of a test file: one takes longer to start than most tests last.
+const channels = new ChannelThreads();
+after(() => channels.end());
 export const MEMORY_BYTES = 2 ** 20;
 
 export type Admit = Message<"admit">;
@@ -74,9 +78,8 @@ export async function listen(context: TestContext, memoryLimitBytes?: number): P
   const journal = new Journal(folder);
   const registry = new GuestRegistry(journal, memoryLimitBytes);
   const segments = new CountedSegments();
-  const threads = new VcpuThreads(1);
+  const threads = new VcpuThreads(0);
   const memory = new MemoryService();
-  const channels = new ChannelThreads();
   const openDevice = (): Promise<never> => Promise.reject(new MigrationError("ERR_DEVICE_UNAVAILABLE", "No switch here"));
   const onGuestFailure = (_: string, error: MigrationError): never => {
     throw error;
@@ -93,7 +96,7 @@ export async function listen(context: TestContext, memoryLimitBytes?: number): P
   context.after(async () => {
     await agent.close();
     await port.close();
-    await Promise.all([threads.end(), memory.end(), channels.end()]);
+    await Promise.all([threads.end(), memory.end()]);
     journal.close();
     rmSync(folder, { recursive: true });
   });
