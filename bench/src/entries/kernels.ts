@@ -68,7 +68,7 @@ const NOWHERE: SendPump = {
   sendBytes: () => undefined,
   setPacing: () => {},
   backlogBytes: () => undefined,
-  peerLimitedMs: () => undefined,
+  linkState: () => undefined,
   close: () => {},
 };
 

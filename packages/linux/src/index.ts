@@ -6,6 +6,7 @@ export * from "./memory.js";
 export * from "./native-thread.js";
 export * from "./pagemap-scan.js";
 export { BlockingSocket, PIECES_MAX, Pieces, PolledSocket, SocketHandle, mayUseCongestionControl } from "./socket.js";
+export type { LinkState } from "./socket.js";
 export * from "./thread-faults.js";
 export * from "./user-faults.js";
 export { WriteProtection } from "./userfaultfd.js";

@@ -170,12 +170,21 @@ if (isMainThread)
       withPair(async (near, far) => {
         const memory = new SharedArrayBuffer(64 * 2 ** 20); // more than any socket buffer
         const socket = new BlockingSocket(far.fd, 100, 10_000, () => false);
-        assert.equal(socket.peerLimitedMs(), 0);
+        assert.equal(socket.linkState()?.peerLimitedMs, 0);
         assert.equal(socket.writeAll(piecesOver(memory, [memory.byteLength]), 1), false);
         await sleep(300);
-        const limitedMs = socket.peerLimitedMs() ?? 0;
+        const limitedMs = socket.linkState()?.peerLimitedMs ?? 0;
         assert.ok(limitedMs >= 300, `${limitedMs} ms, and nobody reads`);
-        assert.equal(new BlockingSocket(near.fd, 100, 10_000, yes).peerLimitedMs(), 0);
+        assert.equal(new BlockingSocket(near.fd, 100, 10_000, yes).linkState()?.peerLimitedMs, 0);
+      }));
+
+    it("tells by how much round trips grew while what was written waited on its way", () =>
+      withPair(async (near, far) => {
+        const socket = new BlockingSocket(far.fd, 100, 10_000, yes);
+        assert.equal(socket.write(new Uint8Array(1000)), true);
+        assert.equal(new BlockingSocket(near.fd, 100, 10_000, yes).read(Buffer.alloc(1000), 0, 1000), true);
+        const { queueMs } = socket.linkState()!;
+        assert.ok(queueMs >= 0 && queueMs < 1000, `${queueMs} ms over loopback`);
       }));
 
     it("shutdown() frees a blocked reader at once: long before its time-out, and without asking mayGoOn", () =>

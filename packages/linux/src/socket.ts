@@ -29,7 +29,10 @@ const TCP_NODELAY = 1;
 const TCP_INFO = 11;
 const TCP_CONGESTION = 13;
 const TCP_USER_TIMEOUT = 18;
-/** Of `tcpi_rwnd_limited` in `struct tcp_info`, us (Linux 4.9 and later). */
+/** In `struct tcp_info`, all in us: `tcpi_rtt`, `tcpi_min_rtt` and, since Linux 4.9, `tcpi_busy_time` and `tcpi_rwnd_limited`. */
+const RTT_AT = 68;
+const MIN_RTT_AT = 148;
+const BUSY_TIME_AT = 168;
 const RWND_LIMITED_AT = 176;
 const SHUT_RDWR = 2;
 const MSG_NOSIGNAL = 0x4000;
@@ -56,6 +59,16 @@ export class Pieces {
     this.#halves[4 * piece + 2] = bytes;
     this.#halves[4 * piece + 3] = 0;
   }
+}
+
+/** What the kernel knows of a connection's way. */
+export interface LinkState {
+  /** For how long, since the connection was made, something was written and not acknowledged, ms. */
+  readonly busyMs: number;
+  /** Of that, for how long the peer had no room for it, ms. */
+  readonly peerLimitedMs: number;
+  /** By how much round trips are longer now than the shortest was: what stands in queues on the way, or waits for a processor. ms */
+  readonly queueMs: number;
 }
 
 /** The last call was cut short, or there was nothing to be had at that moment. */
@@ -123,12 +136,15 @@ export class BlockingSocket {
     return ioctl(this.#fd, SIOCOUTQ, this.#backlog) === 0 ? this.#backlog[0] : undefined;
   }
 
-  /** For how long, since the connection was made, the peer had no room for what was written, ms; undefined if the kernel does not tell. */
-  peerLimitedMs(): number | undefined {
+  /** Undefined if the kernel does not tell. */
+  linkState(): LinkState | undefined {
     this.#infoBytes[0] = this.#info.byteLength;
     const isTold =
       getsockopt(this.#fd, IPPROTO_TCP, TCP_INFO, this.#info, this.#infoBytes) === 0 && this.#infoBytes[0] === this.#info.byteLength;
-    return isTold ? Number(this.#info.readBigUInt64LE(RWND_LIMITED_AT)) / 1000 : undefined;
+    if (!isTold) return undefined;
+    const queueMs = (this.#info.readUInt32LE(RTT_AT) - this.#info.readUInt32LE(MIN_RTT_AT)) / 1000;
+    const ms = (at: number): number => Number(this.#info.readBigUInt64LE(at)) / 1000;
+    return { busyMs: ms(BUSY_TIME_AT), peerLimitedMs: ms(RWND_LIMITED_AT), queueMs };
   }
 
   /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */

@@ -73,7 +73,7 @@ class FakeChannel {
 
   /** Its thread answers the oldest order. */
   async sent(packets: number, given: Partial<RoundSent> = {}): Promise<void> {
-    this.#answers.shift()?.({ normalPages: 0, zeroPages: 0, bytes: 0, digest: 0n, xbzrle: undefined, ...given, packets });
+    this.#answers.shift()?.({ normalPages: 0, zeroPages: 0, bytes: 0, digest: 0n, xbzrle: undefined, link: undefined, ...given, packets });
     await settle();
   }
 

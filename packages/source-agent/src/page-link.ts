@@ -4,7 +4,7 @@ import type { LinkPort, RoundTransfer } from "@precopy/engine";
 import { CHANNEL_LOSSES_MAX, CHANNEL_RETRIES, MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS, addXbzrle } from "@precopy/protocol";
 import type { Message, ProgressEvent, XbzrleCounts } from "@precopy/protocol";
 import { holdCompiler, peerError } from "@precopy/transport";
-import type { LanePoint, LaneTable, PageChannel, RoundSent } from "@precopy/transport";
+import type { LanePoint, LaneTable, LinkState, PageChannel, RoundSent } from "@precopy/transport";
 
 export type LinkEvent = Omit<Extract<ProgressEvent, { type: "link" }>, "type" | "atMs">;
 
@@ -46,6 +46,8 @@ interface Carrier {
   stored: number;
   /** This generation's share of the image digest, as of its last round. */
   digest: bigint;
+  /** Of this generation, after what it sent last. */
+  state: LinkState | undefined;
 }
 
 interface Round {
@@ -161,6 +163,14 @@ export class PageLink implements LinkPort {
     return this.#ports.roundTripMs();
   }
 
+  /** As of what each channel sent last: the longest queue, and the mean of the times; undefined where nobody can tell. */
+  get state(): LinkState | undefined {
+    const states = this.#carriers.flatMap(({ state }) => state ?? []);
+    if (states.length === 0) return undefined;
+    const mean = (name: "busyMs" | "peerLimitedMs"): number => states.reduce((sum, state) => sum + state[name], 0) / states.length;
+    return { busyMs: mean("busyMs"), peerLimitedMs: mean("peerLimitedMs"), queueMs: Math.max(...states.map(({ queueMs }) => queueMs)) };
+  }
+
   sentPages(): number {
     return this.#carriers.reduce((sum, { end }) => sum + (end?.sentPages ?? 0), this.#endedPages);
   }
@@ -259,6 +269,7 @@ export class PageLink implements LinkPort {
         one.packets = sent.packets;
         this.#count(sending, left, sent);
         carrier.digest = sent.digest ?? 0n;
+        carrier.state = sent.link;
         this.#acknowledge(carrier);
         this.#progress();
       },
@@ -306,6 +317,7 @@ export class PageLink implements LinkPort {
     carrier.sendings = [];
     carrier.stored = 0;
     carrier.digest = 0n;
+    carrier.state = undefined;
     end.onFailure = (error) => {
       if (carrier.end === end) this.#lose(carrier, error);
     };
@@ -427,4 +439,5 @@ const fresh = (channel: number): Carrier => ({
   sendings: [],
   stored: 0,
   digest: 0n,
+  state: undefined,
 });

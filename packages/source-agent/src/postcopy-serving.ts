@@ -6,16 +6,12 @@ import { ControlChannel, FaultServing, connectFaultChannel } from "@precopy/tran
 import type { PumpKind, ServedPages } from "@precopy/transport";
 import { ControlLink } from "./control-link.js";
 import type { LinkEvent, PageLink } from "./page-link.js";
+import { PushPace } from "./push-pace.js";
 import { makePageLink, silence } from "./transfer.js";
 import type { Admitted, Transfer } from "./transfer.js";
 
-/** A stretch of pushing lasts about so long, or a round trip: short enough that the next one begins where the guest is by then. */
-const STRETCH_MS = 25;
-const STRETCH_PAGES_MAX = (64 * 2 ** 20) / PAGE_BYTES;
 /** On their way at the same time, so that nobody waits for an acknowledgement before there is more to send. */
 const STRETCHES = 2;
-/** With a page that the guest stops at go as many beside it as the link takes in so long: no more than it costs to ask for one. */
-const AROUND_MS = 0.05;
 
 export interface ServingPorts {
   readonly transfer: Transfer;
@@ -46,13 +42,16 @@ class Life {
   readonly control: ControlLink;
   readonly link: PageLink;
   readonly faults: FaultServing;
+  readonly pace: PushPace;
   readonly broken: Promise<never>;
   fail: (error: MigrationError) => void = () => {};
   /** The target may have all, and then it lets go of the fault channel. */
   isFinishing = false;
   faultsEnded: MigrationError | undefined;
 
-  constructor(control: ControlLink, link: PageLink, faults: FaultServing) {
+  /** @param maxBandwidth of what is pushed, bytes/s, 0 for none. */
+  constructor(control: ControlLink, link: PageLink, faults: FaultServing, maxBandwidth: number) {
+    this.pace = new PushPace(maxBandwidth);
     this.control = control;
     this.link = link;
     this.faults = faults;
@@ -93,9 +92,6 @@ export class PostcopyServing {
   #pushedPages = 0;
   #pagesOnTheWay = 0;
   #round = FIRST_ROUND;
-  /** Of the last stretches, each counting half of the one after it. */
-  readonly #pace = { pages: 0, ms: 0 };
-  #storedAt = 0;
   #pauses = 0;
   #isRecovering = false;
   /** Why the link is gone. */
@@ -135,9 +131,10 @@ export class PostcopyServing {
 
   /** What was opened before the guest ran at the target is used first. */
   async run(control: ControlLink, link: PageLink, faults: FaultServing): Promise<PostcopyResult | undefined> {
-    const { handover } = this.#ports;
+    const { handover, transfer } = this.#ports;
     const startedAt = performance.now();
-    let next: Life | Message<"placed"> | undefined = new Life(control, link, faults);
+    const { maxPostcopyBandwidthBytesPerSecond: maxBandwidth } = transfer.parameters;
+    let next: Life | Message<"placed"> | undefined = new Life(control, link, faults, maxBandwidth);
     while (!handover.isOver) {
       if (this.#abandoned !== undefined) throw this.#abandoned;
       if (next instanceof Life) next = await this.#serve(next);
@@ -207,11 +204,11 @@ export class PostcopyServing {
   }
 
   async #pushAll(life: Life): Promise<Message<"placed">> {
-    const { attempt, parameters } = this.#ports.transfer;
+    const { attempt } = this.#ports.transfer;
     const { control, link } = life;
-    link.setMaxBandwidth(parameters.maxPostcopyBandwidthBytesPerSecond);
+    link.setMaxBandwidth(life.pace.bandwidth);
     for (;;) {
-      await this.#push(link);
+      await this.#push(life);
       const answered = control.expect(["serving", "placed"], TIMER_MS_MAX, silence("that all was sent"));
       this.#told.clear();
       life.isFinishing = true;
@@ -225,10 +222,11 @@ export class PostcopyServing {
   }
 
   /** Resolves when nothing is due, and all of it is stored. */
-  async #push(link: PageLink): Promise<void> {
+  async #push(life: Life): Promise<void> {
+    const { link, pace } = life;
     const stretches = Array.from({ length: STRETCHES }, () => new Bitmap(this.#due.pages));
     const underWay: Promise<void>[] = [];
-    this.#pagesOnTheWay = this.#pace.pages = this.#pace.ms = 0; // another link than before, perhaps
+    this.#pagesOnTheWay = 0;
     let stripe = 0;
     for (let count = 0; ; count++) {
       if (underWay.length === STRETCHES) await underWay.shift(); // they end in their order, so the bitmap is ours again
@@ -237,34 +235,25 @@ export class PostcopyServing {
       last[0] = 0;
       const stretch = stretches[count % STRETCHES]!;
       stretch.clear();
-      const taken = takeStripes(this.#due, stretch, stripe, this.#room(link));
+      const { multifdChannels: channels } = this.#ports.transfer.parameters;
+      const taken = takeStripes(this.#due, stretch, stripe, pace.room(channels, link.roundTripMs()));
       if (taken.pages === 0) break;
       stripe = taken.stripe;
-      const sending = this.#send(link, stretch, taken.pages);
+      const sending = this.#send(life, stretch, taken.pages);
       sending.catch(() => {}); // it is awaited
       underWay.push(sending);
     }
     await Promise.all(underWay);
   }
 
-  /** Pages of the next stretch. */
-  #room(link: PageLink): number {
-    const { pages, ms } = this.#pace;
-    const pace = ms === 0 ? 0 : pages / ms;
-    const least = this.#ports.transfer.parameters.multifdChannels * STRIPE_PAGES;
-    return Math.min(Math.max(pace * Math.max(STRETCH_MS, link.roundTripMs()), least), STRETCH_PAGES_MAX);
-  }
-
-  async #send(link: PageLink, stretch: Bitmap, taken: number): Promise<void> {
+  async #send({ link, pace }: Life, stretch: Bitmap, taken: number): Promise<void> {
     const beganAt = performance.now();
     this.#pagesOnTheWay += taken;
     const { bytes, normalPages, zeroPages } = await link.pushRound(this.#round++, stretch);
-    const now = performance.now();
-    const pace = this.#pace;
-    pace.pages = pace.pages / 2 + normalPages;
-    pace.ms = pace.ms / 2 + now - Math.max(beganAt, this.#storedAt);
-    this.#storedAt = now;
-    this.#ports.served.around[0] = (pace.pages / pace.ms) * AROUND_MS;
+    const { bandwidth } = pace;
+    pace.stored({ pages: normalPages, bytes, beganAt, storedAt: performance.now(), link: link.state });
+    if (pace.bandwidth !== bandwidth) link.setMaxBandwidth(pace.bandwidth);
+    this.#ports.served.around[0] = pace.around;
     this.#pagesOnTheWay -= taken;
     this.#pushedBytes += bytes;
     this.#pushedPages += normalPages + zeroPages;
@@ -324,7 +313,8 @@ export class PostcopyServing {
       await link.open();
       const { session } = attempt;
       const socket = await connectFaultChannel(to, { session, generation: ++this.#generation }, AbortSignal.timeout(TIMER_MS_MAX));
-      return new Life(control, link, await FaultServing.open(socket, options.threads, pump, guest.memory.share(), served));
+      const faults = await FaultServing.open(socket, options.threads, pump, guest.memory.share(), served);
+      return new Life(control, link, faults, transfer.parameters.maxPostcopyBandwidthBytesPerSecond);
     } catch (thrown) {
       const error = MigrationError.from(thrown);
       await link.stop(error);

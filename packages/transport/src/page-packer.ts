@@ -1,5 +1,6 @@
 import { zeroDetector } from "@precopy/guest";
 import type { Bitmap, GuestMemory, PageHashes, VisitPages, ZeroCheck } from "@precopy/guest";
+import type { LinkState } from "@precopy/linux";
 import {
   BLOCK_PAGES,
   HEADER_BYTES,
@@ -36,6 +37,8 @@ export interface RoundSent {
   readonly digest: bigint | undefined;
   /** Undefined without XBZRLE, and in the first round. */
   readonly xbzrle: XbzrleCounts | undefined;
+  /** When the last byte was taken; undefined where nobody can tell. */
+  readonly link: LinkState | undefined;
 }
 
 /** A lane to send, and the page to begin at: what is below it is stored already. 0 for all. */
@@ -158,6 +161,7 @@ export class PagePacker {
       packets: this.#sequence,
       digest: hashes?.digest(),
       xbzrle: this.#deltas?.takeCounts(),
+      link: this.#pump.linkState(),
     };
   }
 
@@ -207,7 +211,7 @@ export class PagePacker {
     const [startedAt, before] = [performance.now(), this.#bytes];
     const packedAt = await this.#sendPages(compression);
     const [pages, bytes, endedAt] = [this.#dataPages, this.#bytes - before, performance.now()];
-    const [backlogBytes, peerLimitedMs] = [this.#pump.backlogBytes(), this.#pump.peerLimitedMs()];
+    const [backlogBytes, peerLimitedMs] = [this.#pump.backlogBytes(), this.#pump.linkState()?.peerLimitedMs];
     this.#choice.sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, peerLimitedMs });
   }
 

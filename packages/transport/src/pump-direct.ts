@@ -1,6 +1,7 @@
 import { SLICE_PAGES } from "@precopy/guest";
 import type { GuestMemory, VisitPages } from "@precopy/guest";
 import { BlockingSocket, Pieces, addressOf } from "@precopy/linux";
+import type { LinkState } from "@precopy/linux";
 import {
   HEADER_BYTES,
   MigrationError,
@@ -98,8 +99,8 @@ export class DirectSendPump implements SendPump {
     return this.#socket.backlogBytes();
   }
 
-  peerLimitedMs(): number | undefined {
-    return this.#socket.peerLimitedMs();
+  linkState(): LinkState | undefined {
+    return this.#socket.linkState();
   }
 
   close(): void {} // the main thread owns the descriptor

@@ -90,7 +90,7 @@ export class PortableSendPump implements SendPump {
     return undefined;
   }
 
-  peerLimitedMs(): undefined {
+  linkState(): undefined {
     return undefined;
   }
 

@@ -1,6 +1,9 @@
 import type { VisitPages } from "@precopy/guest";
 import { mayUseCongestionControl } from "@precopy/linux";
+import type { LinkState } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
+
+export type { LinkState } from "@precopy/linux";
 
 /**
  * Two ways for packets to cross a connection, one codec. Direct: blocking system calls straight from and into guest memory, on Linux.
@@ -36,7 +39,7 @@ export interface SendPump {
   setPacing(bytesPerSecond: number): void;
   /** Bytes that were taken and not acknowledged by the peer's system; undefined where nobody can tell. */
   backlogBytes(): number | undefined;
-  /** For how long the peer's system had no room for more, since the channel was made, ms; undefined where nobody can tell. */
-  peerLimitedMs(): number | undefined;
+  /** Undefined where nobody can tell. */
+  linkState(): LinkState | undefined;
   close(): void;
 }

@@ -33,7 +33,7 @@ export class RecordingPump implements SendPump {
     return undefined;
   }
 
-  peerLimitedMs(): undefined {
+  linkState(): undefined {
     return undefined;
   }
   close(): void {}
