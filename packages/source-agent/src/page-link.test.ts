@@ -285,6 +285,18 @@ describe("rounds of post-copy", () => {
     assert.equal(rig.pings, 0);
   });
 
+  it("tell what the link is like by what every channel's present life sent last", async () => {
+    const rig = await Rig.open(2);
+    assert.equal(rig.link.state, undefined);
+    void rig.link.pushRound(1, whole).catch(() => {});
+    await rig.life("0/1").sent(1, { link: { busyMs: 10, peerLimitedMs: 2, queueMs: 0.5 } });
+    await rig.life("1/1").sent(1, { link: { busyMs: 30, peerLimitedMs: 0, queueMs: 4 } });
+    assert.deepEqual(rig.link.state, { busyMs: 20, peerLimitedMs: 1, queueMs: 4 });
+    await rig.cut("1/1");
+    assert.deepEqual(rig.link.state, { busyMs: 10, peerLimitedMs: 2, queueMs: 0.5 }, "channel 1 was made again");
+    await rig.link.stop(OVER);
+  });
+
   it("wait for nothing more of an earlier one that a channel had when it died: only the latest is sent again", async () => {
     const rig = await Rig.open(2);
     const rounds = [7, 8].map((round) => follow(rig.link.pushRound(round, whole)));
