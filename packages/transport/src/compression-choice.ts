@@ -1,3 +1,4 @@
+import type { LinkState } from "@precopy/linux";
 import { PAGE_BYTES } from "@precopy/protocol";
 import type { BlockCompression } from "@precopy/protocol";
 
@@ -21,7 +22,7 @@ export interface SentPacket {
   readonly endedAt: number;
   /** See SendPump, both. */
   readonly backlogBytes: number | undefined;
-  readonly peerLimitedMs: number | undefined;
+  readonly link: LinkState | undefined;
 }
 
 type PacketCompression = SentPacket["compression"];
@@ -47,8 +48,13 @@ const RETRY_PACKETS = 64;
 const REMEASURE_AFTER = 20;
 const REMEASURE_AFTER_FIRST = 5;
 const LITTLE_GAIN = 2;
-/** Of the time: where uncompressed pages wait longer than that for room at the peer, its processor is what limits, and unpacking is more work for it. */
-const PEER_BOUND = 0.4;
+/**
+ * Of the time for which uncompressed pages leave, something has to be on its way that the peer has room for: less, and it is a processor at either end that
+ * limits, which would have packing or unpacking to do as well. Over 1 Gbit/s it is 0.94 and more; where nothing but the processors limits, 0.2 to 0.8.
+ */
+const LINK_BOUND = 0.9;
+/** So much of it tells; the kernel counts in steps of 4. */
+const LOOK_MS = 25;
 /** A link that carries this share of what it was known to is no slower. */
 const AS_KNOWN = 0.9;
 /** How much the latest counts of what is smoothed. A link that seemed slower was a peer being held up, so less counts less. */
@@ -90,8 +96,10 @@ export class CompressionChoice {
   /** Of compressed packets, since the link was last seen uncompressed. */
   #packedMs = 0;
   /** So it was when packets were last seen to leave uncompressed. */
-  #isPeerBound = false;
-  #peerLimitedMs: number | undefined;
+  #isLinkBound = false;
+  /** While they left: of all this time for how long it was the link that was waited for. What is older counts less. */
+  readonly #raw = { ms: 0, linkMs: 0 };
+  #linkMs: number | undefined = 0;
   #endedAt: number | undefined;
   #latest: PacketCompression = "none";
   /** Of the latest kind. */
@@ -100,7 +108,7 @@ export class CompressionChoice {
   readonly #queue: { readonly compression: PacketCompression; bytes: number; pages: number }[] = [];
   #queuedBytes = 0;
   /** What left the socket since a speed was last found. */
-  readonly #left = { bytes: 0, pages: 0, ms: 0, peerMs: 0, compressions: new Set<PacketCompression>() };
+  readonly #left = { bytes: 0, pages: 0, ms: 0, seenMs: 0, linkMs: 0, compressions: new Set<PacketCompression>() };
 
   /** @param candidates beside none */
   constructor(candidates: readonly BlockCompression[]) {
@@ -109,7 +117,8 @@ export class CompressionChoice {
 
   /** A round begins: what passed since the last one was not the channel's time, and its packets have left. */
   beginRound(): void {
-    this.#endedAt = this.#peerLimitedMs = undefined;
+    this.#endedAt = undefined;
+    if (this.#packets > 0) this.#linkMs = undefined;
     this.#queue.length = this.#queuedBytes = 0;
     this.#beginWindow();
   }
@@ -121,7 +130,7 @@ export class CompressionChoice {
   choose(pages: number, sample: (compression: BlockCompression) => PackSample): PacketCompression {
     this.#packets++;
     // A packet tells that a link is slow, and on a fast one everything else would be a loss. A small one tells nothing: it goes as those before it.
-    if (Number.isNaN(this.#rawSpeed) || this.#isPeerBound || (this.#isRemeasuring && pages >= PAGES_MIN)) return "none";
+    if (!this.#isLinkBound || (this.#isRemeasuring && pages >= PAGES_MIN)) return "none";
     let [best, bestSpeed]: [PacketCompression, number] = ["none", this.#rawSpeed * GAIN_MIN];
     for (const candidate of this.#candidates) {
       const pack = this.#packs.get(candidate) ?? newPack();
@@ -141,13 +150,12 @@ export class CompressionChoice {
     return best;
   }
 
-  sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, peerLimitedMs }: SentPacket): void {
+  sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, link }: SentPacket): void {
     const ms = endedAt - (this.#endedAt ?? startedAt);
     this.#endedAt = endedAt;
     this.#inARow = compression === this.#latest ? this.#inARow + 1 : 1;
     this.#latest = compression;
-    this.#left.peerMs += (peerLimitedMs ?? 0) - (this.#peerLimitedMs ?? peerLimitedMs ?? 0);
-    this.#peerLimitedMs = peerLimitedMs;
+    this.#lookAt(link, ms);
     const pack = compression === "none" ? undefined : this.#packs.get(compression);
     if (pack !== undefined) {
       if (pages >= PAGES_MIN) pack.share = mixed(pack.share, pages / Math.max(packedAt - startedAt, 0.001) / pack.sampled);
@@ -164,6 +172,16 @@ export class CompressionChoice {
     this.#leave(this.#queuedBytes - (backlogBytes ?? 0), ms);
     if (backlogBytes === undefined && this.#inARow <= SETTLING_PACKETS) this.#beginWindow();
     else if (this.#left.ms >= WINDOW_MS) this.#learn();
+  }
+
+  /** Where nobody tells, all the time is taken for the link's. What it did between two rounds is not known, and so not what it did for the first packet of one. */
+  #lookAt(link: LinkState | undefined, ms: number): void {
+    const linkMs = link && link.busyMs - link.peerLimitedMs;
+    if (linkMs === undefined || this.#linkMs !== undefined) {
+      this.#left.seenMs += ms;
+      this.#left.linkMs += linkMs === undefined ? ms : linkMs - this.#linkMs!;
+    }
+    this.#linkMs = linkMs;
   }
 
   /** @param bytes from the front of the queue, in these ms */
@@ -185,11 +203,11 @@ export class CompressionChoice {
   }
 
   #learn(): void {
-    const { bytes, pages, ms, peerMs, compressions } = this.#left;
+    const { bytes, pages, ms, compressions } = this.#left;
     const speed = Math.max(bytes / PAGE_BYTES / ms, 0.001);
     const isRaw = compressions.has("none");
     const isPure = compressions.size <= 1;
-    if (isRaw && isPure) this.#isPeerBound = peerMs > PEER_BOUND * ms;
+    if (isRaw && isPure) this.#judgeLink();
     const known = this.#rawSpeed;
     if ((isRaw && isPure) || compressions.size === 0 || speed > known) this.#rawSpeed = mixedSpeed(known, speed);
     if (isRaw && (isPure || speed > AS_KNOWN * known)) {
@@ -208,8 +226,18 @@ export class CompressionChoice {
     this.#beginWindow();
   }
 
+  #judgeLink(): void {
+    const raw = this.#raw;
+    raw.ms += this.#left.seenMs;
+    raw.linkMs += this.#left.linkMs;
+    if (raw.ms < LOOK_MS) return;
+    this.#isLinkBound = raw.linkMs >= LINK_BOUND * raw.ms;
+    raw.ms /= 2;
+    raw.linkMs /= 2;
+  }
+
   #beginWindow(): void {
-    this.#left.bytes = this.#left.pages = this.#left.ms = this.#left.peerMs = 0;
+    this.#left.bytes = this.#left.pages = this.#left.ms = this.#left.seenMs = this.#left.linkMs = 0;
     this.#left.compressions.clear();
   }
 }

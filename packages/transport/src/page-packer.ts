@@ -211,8 +211,8 @@ export class PagePacker {
     const [startedAt, before] = [performance.now(), this.#bytes];
     const packedAt = await this.#sendPages(compression);
     const [pages, bytes, endedAt] = [this.#dataPages, this.#bytes - before, performance.now()];
-    const [backlogBytes, peerLimitedMs] = [this.#pump.backlogBytes(), this.#pump.linkState()?.peerLimitedMs];
-    this.#choice.sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, peerLimitedMs });
+    const [backlogBytes, link] = [this.#pump.backlogBytes(), this.#pump.linkState()];
+    this.#choice.sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, link });
   }
 
   #codec(compression: BlockCompression): BlockCodec {
