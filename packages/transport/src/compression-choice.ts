@@ -37,8 +37,8 @@ const PAGES_MIN = 256;
 const GAIN_MIN = 1.15;
 /** And so much more before whole packets were seen to leave so: what a few pages take alone, they do not take beside a peer on the same processors. */
 const UNTRIED_GAIN_MIN = 1.3;
-/** Where compression cannot keep up with the link, contents are looked at as seldom as this: it takes a twentieth of a packet's time. */
-const LOOK_EVERY_PACKETS = 16;
+/** What the packet before was not compressed by is looked at only while all that looking took less than this of the time: on a fast link every sample tells. */
+const LOOKING_MAX = 0.01;
 /** What was no gain is tried again after so many packets, since it may have been the peer's bad moment, and after twice as many each time that it was none again. */
 const RETRY_PACKETS = 64;
 /**
@@ -91,6 +91,11 @@ export class CompressionChoice {
   #rawSpeed = NaN;
   readonly #packs = new Map<BlockCompression, Pack>();
   #packets = 0;
+  /** By what gains most, as of the latest packet that was decided on. */
+  #chosen: PacketCompression = "none";
+  /** While packets were made and sent, and of that with samples. */
+  #passedMs = 0;
+  #lookingMs = 0;
   #isRemeasuring = true;
   #remeasureAfter = REMEASURE_AFTER_FIRST;
   /** Of compressed packets, since the link was last seen uncompressed. */
@@ -138,21 +143,23 @@ export class CompressionChoice {
         if (this.#packets < pack.retryAt) continue;
         pack.reached = Infinity;
       }
-      // What cannot be faster than what was found already is looked at from time to time.
-      if (Math.min(pack.sampled * pack.share, pack.reached) < bestSpeed && this.#packets % LOOK_EVERY_PACKETS !== 0) continue;
+      if (candidate !== this.#chosen && this.#lookingMs > LOOKING_MAX * this.#passedMs) continue;
       const { pages, bytes, ms } = sample(candidate);
+      this.#lookingMs += ms;
       pack.sampled = mixedSpeed(pack.sampled, pages / Math.max(ms, 0.001));
       this.#packs.set(candidate, pack);
       const doubt = pack.reached === Infinity ? UNTRIED_GAIN_MIN : 1;
       const speed = Math.min(pack.sampled * pack.share, pack.reached, (this.#rawSpeed * pages * PAGE_BYTES) / bytes) / doubt;
       if (speed > bestSpeed) [best, bestSpeed] = [candidate, speed];
     }
+    this.#chosen = best;
     return best;
   }
 
   sent({ compression, pages, bytes, startedAt, packedAt, endedAt, backlogBytes, link }: SentPacket): void {
     const ms = endedAt - (this.#endedAt ?? startedAt);
     this.#endedAt = endedAt;
+    this.#passedMs += ms;
     this.#inARow = compression === this.#latest ? this.#inARow + 1 : 1;
     this.#latest = compression;
     this.#lookAt(link, ms);
