@@ -74,7 +74,7 @@ const NOWHERE: SendPump = {
 
 /** One round of the packer with nobody to send to: zero detection, private copy, blocks, payload. */
 async function pack(memory: GuestMemory): Promise<number> {
-  const codec = (): BlockCodec => systemLz4() ?? lz4Napi; // as a channel of the direct pump
+  const codec = (): BlockCodec => systemLz4() ?? lz4Napi(); // as a channel of the direct pump
   const packer = new PagePacker({ memory, hashes: undefined, lanes: 1, compression: "lz4", codec }, NOWHERE);
   const pages = new Bitmap(memory.pages);
   pages.setRun(0, memory.pages);

@@ -21,7 +21,7 @@ import type {
   Ownership,
   ProgressEvent,
 } from "@precopy/protocol";
-import { z } from "zod";
+import * as z from "zod";
 import type { AgentStatus } from "./render.js";
 
 /**

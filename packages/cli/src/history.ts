@@ -1,6 +1,6 @@
 import { appendFileSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { z } from "zod";
+import * as z from "zod";
 import { MigrationError } from "@precopy/protocol";
 import type { MigrationReport } from "@precopy/protocol";
 import type { HandoverCosts } from "@precopy/source-agent";

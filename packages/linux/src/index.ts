@@ -1,6 +1,6 @@
 export * from "./boot-id.js";
 export * from "./file-lock.js";
-export { addressOf, isLinuxAvailable } from "./library.js";
+export { addressOf, isLinuxAvailable, whileLoading } from "./library.js";
 export * from "./lz4.js";
 export * from "./memory.js";
 export * from "./native-thread.js";

@@ -23,6 +23,9 @@ interface Library {
   readonly libc: ReturnType<Koffi["load"]>;
 }
 const loading = LoadingLock.ofThisThread();
+/** For what else loads native code in a thread that may be stopped; see LoadingLock. */
+export const whileLoading = <T>(load: () => T): T => loading.hold(load);
+
 let loaded: Library | null | undefined; // null: it cannot be had
 /** Only when a call needs it: koffi takes 20 ms to load, and of each thread that loaded it keeps 3 MiB of addresses when it ends. */
 function library(): Library | null {

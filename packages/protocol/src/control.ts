@@ -1,6 +1,6 @@
 import { crc32 } from "node:zlib";
 import { Packr } from "msgpackr";
-import { z } from "zod";
+import * as z from "zod";
 import { MigrationError } from "./errors.js";
 import { isPlainData } from "./plain-data.js";
 import { OWNERSHIPS } from "./ownership.js";

@@ -1,4 +1,4 @@
-// What every thread may load. Messages (zod, msgpackr) and page blocks (lz4-napi) take a thread 100 ms to load and have entries of their own:
+// What every thread may load. Messages (zod, msgpackr) take a thread 100 ms to load and page blocks a compressor, so they have entries of their own:
 // @precopy/protocol/control and @precopy/protocol/page-codec.
 export * from "./address.js";
 export * from "./bitmap-pieces.js";

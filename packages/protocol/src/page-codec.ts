@@ -1,5 +1,5 @@
+import { createRequire } from "node:module";
 import * as zlib from "node:zlib";
-import { compressSync, uncompressSync } from "lz4-napi";
 import { MigrationError } from "./errors.js";
 import { BLOCK_PAGES, PAGE_BYTES } from "./limits.js";
 import type { BlockCompression } from "./parameters.js";
@@ -24,20 +24,31 @@ export interface BlockCodec {
   readonly leavesGarbage: boolean;
 }
 
-/** Works wherever Node does. In front of a block it has the raw size as u32; on the wire the block's length takes that very place. */
-export const lz4Napi: BlockCodec = {
-  compress(raw, into) {
-    const packed = compressSync(raw).subarray(LENGTH_BYTES);
-    if (packed.byteLength > into.byteLength) return 0;
-    into.set(packed);
-    return packed.byteLength;
-  },
-  decompress(slot, rawBytes) {
-    slot.writeUInt32LE(rawBytes, 0); // ours, never the peer's
-    return uncompressSync(slot);
-  },
-  leavesGarbage: true,
-};
+let lz4: BlockCodec | undefined;
+/**
+ * Works wherever Node does. The first call of a thread loads native code, for 15 ms: none that is to carry no such block needs it, and one that may be
+ * stopped meanwhile holds its loading lock.
+ */
+export const lz4Napi = (): BlockCodec => (lz4 ??= loadLz4());
+
+function loadLz4(): BlockCodec {
+  // A CommonJS package; require() is typed any, and what it exports is what its own declaration says.
+  const { compressSync, uncompressSync } = createRequire(import.meta.url)("lz4-napi") as typeof import("lz4-napi");
+  return {
+    // In front of a block it has the raw size as u32; on the wire the block's length takes that very place.
+    compress(raw, into) {
+      const packed = compressSync(raw).subarray(LENGTH_BYTES);
+      if (packed.byteLength > into.byteLength) return 0;
+      into.set(packed);
+      return packed.byteLength;
+    },
+    decompress(slot, rawBytes) {
+      slot.writeUInt32LE(rawBytes, 0); // ours, never the peer's
+      return uncompressSync(slot);
+    },
+    leavesGarbage: true,
+  };
+}
 
 /** What Node has from 22.15 on, and its types for Node 20 do not know. */
 interface ZstdOfNode {
@@ -74,9 +85,9 @@ function zstdBy({ zstdCompressSync, zstdDecompressSync, constants }: ZstdOfNode)
 /** Whether `codecOfNode` has it. */
 export const hasCodec = (compression: BlockCompression): boolean => compression === "lz4" || zstdOfNode !== undefined;
 
-/** What works wherever Node does. @throws {MigrationError} ERR_CAPABILITY if this Node has none */
+/** What works wherever Node does; see lz4Napi. @throws {MigrationError} ERR_CAPABILITY if this Node has none */
 export function codecOfNode(compression: BlockCompression): BlockCodec {
-  const codec = compression === "lz4" ? lz4Napi : zstdOfNode;
+  const codec = compression === "lz4" ? lz4Napi() : zstdOfNode;
   if (codec === undefined) throw new MigrationError("ERR_CAPABILITY", `Node ${process.versions.node} has no zstd; 22.15 and later have`);
   return codec;
 }

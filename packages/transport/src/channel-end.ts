@@ -1,5 +1,5 @@
 import { Socket } from "node:net";
-import { systemLz4 } from "@precopy/linux";
+import { systemLz4, whileLoading } from "@precopy/linux";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
 import type { HashTable, SharedMemory, ZeroCheck } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
@@ -201,4 +201,4 @@ export class ChannelEnd {
 const codecsFor =
   (pump: PumpKind) =>
   (compression: BlockCompression): BlockCodec =>
-    (pump === "direct" && compression === "lz4" ? systemLz4() : undefined) ?? codecOfNode(compression);
+    (pump === "direct" && compression === "lz4" ? systemLz4() : undefined) ?? whileLoading(() => codecOfNode(compression));

@@ -58,7 +58,7 @@ function tally(packets: readonly Packet[], pages: number): { data: Uint8Array; z
 /** The data pages of a packet, end to end, however they were encoded. */
 function pagesOf({ header, payload }: Packet, dataPages: number): Buffer {
   if (header.encoding === PageEncoding.Raw) return payload;
-  const blocks = new BlockReader(Buffer.from(payload), dataPages, lz4Napi);
+  const blocks = new BlockReader(Buffer.from(payload), dataPages, lz4Napi());
   const pieces: Uint8Array[] = [];
   for (let block = blocks.next(); block !== undefined; block = blocks.next()) pieces.push(Buffer.from(block));
   return Buffer.concat(pieces);

@@ -5,7 +5,7 @@ import { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { WebSocketServer } from "ws";
 import type WebSocket from "ws";
-import { z } from "zod";
+import * as z from "zod";
 import {
   CHANNELS_MAX,
   CONNECT_TIMEOUT_MS,

@@ -20,7 +20,7 @@ async function kept(between: string, atEnd: string): Promise<number> {
       let peak = 0;
       for (let at = 0; at < 6144; at++) {
         randomFillSync(raw, 0, 32768);
-        const bytes = encodeBlock(raw, block, 0, lz4Napi);
+        const bytes = encodeBlock(raw, block, 0, lz4Napi());
         ${between}
         if (at % 16 === 0) await turn();
         peak = Math.max(peak, process.memoryUsage().external - before);
