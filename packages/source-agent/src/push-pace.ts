@@ -1,4 +1,5 @@
 import { PAGE_BYTES, STRIPE_PAGES } from "@precopy/protocol";
+import { LINK_BOUND, linkLimitedMs } from "@precopy/transport";
 import type { LinkState } from "@precopy/transport";
 
 /** A stretch of pages that the target has stored. */
@@ -22,11 +23,6 @@ const AROUND_MS = 0.05;
 
 /** What waits longer on its way than this makes a fault many times as long as it would be. */
 const QUEUE_MS = 1.5;
-/**
- * Of the time, for which something was on its way and the peer had room for it: less, and it is a processor at either end that limits, whose other work
- * makes round trips long. Over loopback, both agents and the guest on two processors, it was 0.3 to 0.85, over 1 Gbit/s 0.94 and more.
- */
-const LINK_BOUND = 0.9;
 /** So many stretches in a row have to say that what is pushed fills a link's queues. */
 const LOOK_STRETCHES = 4;
 /** Of what the link carries, what is pushed then, for so many stretches. The rest empties the queues, and is left to the guest's requests. */
@@ -93,7 +89,7 @@ export class PushPace {
   /** Of the time since the last stretch was stored, for which it was the link that was waited for; undefined where nobody can tell. */
   #linkMsOf(link: LinkState | undefined): number | undefined {
     const before = this.#linkMs;
-    this.#linkMs = link && link.busyMs - link.peerLimitedMs;
+    this.#linkMs = link && linkLimitedMs(link);
     if (this.#linkMs === undefined || before === undefined || this.#linkMs < before) return undefined; // less: a channel was made again
     return this.#linkMs - before;
   }

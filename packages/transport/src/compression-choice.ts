@@ -1,6 +1,7 @@
-import type { LinkState } from "@precopy/linux";
 import { PAGE_BYTES } from "@precopy/protocol";
 import type { BlockCompression } from "@precopy/protocol";
+import { LINK_BOUND, linkLimitedMs } from "./pump.js";
+import type { LinkState } from "./pump.js";
 
 /** What compressing a few pages of a packet gave. */
 export interface PackSample {
@@ -48,12 +49,7 @@ const RETRY_PACKETS = 64;
 const REMEASURE_AFTER = 20;
 const REMEASURE_AFTER_FIRST = 5;
 const LITTLE_GAIN = 2;
-/**
- * Of the time for which uncompressed pages leave, something has to be on its way that the peer has room for: less, and it is a processor at either end that
- * limits, which would have packing or unpacking to do as well. Over 1 Gbit/s it is 0.94 and more; where nothing but the processors limits, 0.2 to 0.8.
- */
-const LINK_BOUND = 0.9;
-/** So much of it tells; the kernel counts in steps of 4. */
+/** So much of the time for which uncompressed pages leave tells whether it is the link that limits; the kernel counts in steps of 4. */
 const LOOK_MS = 25;
 /** A link that carries this share of what it was known to is no slower. */
 const AS_KNOWN = 0.9;
@@ -100,10 +96,11 @@ export class CompressionChoice {
   #remeasureAfter = REMEASURE_AFTER_FIRST;
   /** Of compressed packets, since the link was last seen uncompressed. */
   #packedMs = 0;
-  /** So it was when packets were last seen to leave uncompressed. */
+  /** So it was when packets were last seen to leave uncompressed. If not, packing and unpacking would be more work for a processor that limits. */
   #isLinkBound = false;
   /** While they left: of all this time for how long it was the link that was waited for. What is older counts less. */
   readonly #raw = { ms: 0, linkMs: 0 };
+  /** As of the packet before; a connection that has just been made has waited for nothing yet. */
   #linkMs: number | undefined = 0;
   #endedAt: number | undefined;
   #latest: PacketCompression = "none";
@@ -183,12 +180,12 @@ export class CompressionChoice {
 
   /** Where nobody tells, all the time is taken for the link's. What it did between two rounds is not known, and so not what it did for the first packet of one. */
   #lookAt(link: LinkState | undefined, ms: number): void {
-    const linkMs = link && link.busyMs - link.peerLimitedMs;
-    if (linkMs === undefined || this.#linkMs !== undefined) {
+    const now = link && linkLimitedMs(link);
+    if (now === undefined || this.#linkMs !== undefined) {
       this.#left.seenMs += ms;
-      this.#left.linkMs += linkMs === undefined ? ms : linkMs - this.#linkMs!;
+      this.#left.linkMs += now === undefined ? ms : now - this.#linkMs!;
     }
-    this.#linkMs = linkMs;
+    this.#linkMs = now;
   }
 
   /** @param bytes from the front of the queue, in these ms */
