@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { JsonLine, LedgerClient } from "@precopy/lab";
 import { isLinuxAvailable } from "@precopy/linux";
 import { Lab, isRight, reportOf } from "./lab.js";
@@ -45,6 +46,8 @@ for (const { title, args, mayChooseCongestionControl } of ways)
     });
 
     it("the client has lost no acknowledged request, none was applied twice, and no older owner answered", async () => {
+      // On a quiet host the guest is there and back before it was asked so much.
+      for (let left = 100; left > 0 && client.statistics().acknowledged <= 100; left--) await sleep(50);
       const { acknowledged } = client.statistics();
       assert.ok(acknowledged > 100, String(acknowledged));
       await isRight(client);
