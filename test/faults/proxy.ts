@@ -1,10 +1,11 @@
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
 import type { AddressInfo, Server, Socket } from "node:net";
+import { ALPN_CHANNEL, readFirstBytes } from "@precopy/security";
 import { Boundaries } from "./boundaries.js";
 import type { Framing } from "./boundaries.js";
 
-/** `other`: none of these, or not known yet. */
+/** `other`: none of these, or not known yet. With TLS `pages` are faults, too. */
 export type Channel = "control" | "pages" | "faults" | "other";
 /** up: towards the agent behind the proxy, down: back to whoever connected. */
 export type Direction = "up" | "down";
@@ -38,13 +39,20 @@ interface Armed {
 const CONTROL_START = "GET /v1/control";
 const PAGES_START = "GET /v1/pages";
 const FAULTS_START = "GET /v1/faults";
+/** With a token that is asked for before the channel is, on the same connection. */
+const TOKEN_START = "GET /v1/agent";
 const START_BYTES = CONTROL_START.length;
 /** What a late or stalled lane keeps for later; beyond, its sender has to wait. */
 const KEPT_BYTES_MAX = 2 ** 22;
 const RELISTEN_MS = 20;
 
-function channelOf(head: string): Channel {
-  if (head.startsWith(CONTROL_START)) return "control";
+/** Undefined: too little to tell. */
+function channelOf(bytes: Buffer): Channel | undefined {
+  const first = readFirstBytes(bytes);
+  if (first.kind === "tls") return first.protocols.includes(ALPN_CHANNEL) ? "pages" : "control";
+  if (first.kind === "more" || bytes.byteLength < START_BYTES) return undefined;
+  const head = bytes.toString("latin1", 0, START_BYTES);
+  if (head.startsWith(CONTROL_START) || head.startsWith(TOKEN_START)) return "control";
   if (head.startsWith(FAULTS_START)) return "faults";
   return head.startsWith(PAGES_START) ? "pages" : "other";
 }
@@ -135,7 +143,8 @@ class Lane {
   }
 
   #framing(): Framing {
-    const { channel } = this.#connection;
+    const { channel, isOpaque } = this.#connection;
+    if (isOpaque) return "opaque";
     if (channel === "control") return "websocket";
     return channel === "pages" && this.direction === "up" ? "packets" : "opaque";
   }
@@ -183,6 +192,7 @@ class Lane {
 /** One connection through the proxy. */
 class Connection {
   channel: Channel = "other";
+  isOpaque = false;
   isCut = false;
   readonly #near: Socket;
   readonly #far: Socket;
@@ -214,9 +224,11 @@ class Connection {
   recognise(chunk: Buffer): Buffer | undefined {
     if (this.#head === undefined) return chunk;
     const bytes = Buffer.concat([this.#head, chunk]);
-    this.#head = bytes.byteLength < START_BYTES ? bytes : undefined;
-    if (this.#head !== undefined) return undefined;
-    this.channel = channelOf(bytes.toString("latin1", 0, START_BYTES));
+    const channel = channelOf(bytes);
+    this.#head = channel === undefined ? bytes : undefined;
+    if (channel === undefined) return undefined;
+    this.channel = channel;
+    this.isOpaque = bytes[0] === 22 || bytes.toString("latin1", 0, START_BYTES).startsWith(TOKEN_START);
     return bytes;
   }
 

@@ -5,6 +5,7 @@ import { Agent } from "./agent.js";
 import type { AgentOptions, SourceOptions, TargetOptions } from "./args.js";
 import { CommandSocket } from "./command-socket.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
+import { loadSecurity } from "./load-security.js";
 import { renderReport } from "./render.js";
 import { isColoured, makeRenderer, printJson, untilStopped, writeReport } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
@@ -102,7 +103,7 @@ export function runTarget(options: TargetOptions, run: RunContext): Promise<numb
  * and the exit code tells of the failure. A target that is not there is found out before the guest is booted.
  */
 export async function runSource(options: SourceOptions, run: RunContext): Promise<number> {
-  if (options.migrateTo !== undefined) await greetAgent(options.migrateTo);
+  if (options.migrateTo !== undefined) await greetAgent(options.migrateTo, loadSecurity(options.security));
   return withAgent(options, run, async (agent) => {
     await agent.boot(options.guest, options);
     if (options.isJson) printJson(run, { type: "running", guest: options.guest });

@@ -15,7 +15,7 @@ import {
   whyNoMmuDirtyLog,
 } from "@precopy/guest";
 import type { Arbiter, DirtyLogKind, GuestHost, VcpuOrder } from "@precopy/guest";
-import { bootId } from "@precopy/linux";
+import { bootId, forbidCoreDumps } from "@precopy/linux";
 import { MigrationError, formatAddress, guestTag, isLoopback, macOf, parseAddress } from "@precopy/protocol";
 import type {
   Address,
@@ -27,10 +27,12 @@ import type {
   Ownership,
   ProgressEvent,
 } from "@precopy/protocol";
+import { whyOutOfTime } from "@precopy/security";
 import { SourceAgent } from "@precopy/source-agent";
 import type { SourceSwitches } from "@precopy/source-agent";
 import { TargetAgent } from "@precopy/target-agent";
 import { AgentPort, ChannelThreads, askWhoOwns, choosePump } from "@precopy/transport";
+import type { Security } from "@precopy/transport";
 import type { Logger } from "pino";
 import { RELEASE } from "./args.js";
 import type { AgentOptions, GuestOptions } from "./args.js";
@@ -39,6 +41,8 @@ import { Discard } from "./discard.js";
 import { forgetDirtyEvery, reachPoint, switchedOff } from "./fault-points.js";
 import { History, historyEntry } from "./history.js";
 import { Lease } from "./lease.js";
+import { loadSecurity } from "./load-security.js";
+import { RefusalLog } from "./refusal-log.js";
 import { rehearse } from "./rehearsal.js";
 import type { AgentStatus } from "./render.js";
 
@@ -60,6 +64,7 @@ export class Agent {
   readonly #lease: Lease | undefined;
   readonly #discard: Discard | undefined;
   readonly #history: History;
+  readonly #security: Security;
   /** When the copy that runs here was taken, if later operations were given up for it; ISO 8601. */
   #copyAt: string | null = null;
   readonly #listeners = new Set<(event: ProgressEvent) => void>();
@@ -71,10 +76,12 @@ export class Agent {
     host: GuestHost,
     channelThreads: ChannelThreads,
     switches: SourceSwitches,
+    security: Security,
     reach: (point: string) => Promise<void>,
     log: Logger,
   ) {
     this.#options = options;
+    this.#security = security;
     this.#log = log;
     this.#host = host;
     this.#channelThreads = channelThreads;
@@ -83,7 +90,15 @@ export class Agent {
     // Two agents of one name on two hosts are two owners; and so is the agent that a restarted host has.
     const owner = `${options.name}@${formatAddress(options.listen)}@${bootId() ?? hostname()}`;
     this.#arbiter = options.arbiter === undefined ? undefined : { arbiter: new FileArbiter(options.arbiter), owner };
-    const roles = { registry: this.#registry, guests: host, threads: channelThreads, release: RELEASE, arbiter: this.#arbiter, reach };
+    const roles = {
+      registry: this.#registry,
+      guests: host,
+      threads: channelThreads,
+      security,
+      release: RELEASE,
+      arbiter: this.#arbiter,
+      reach,
+    };
     this.#source = new SourceAgent(
       {
         ...roles,
@@ -96,7 +111,7 @@ export class Agent {
     );
     this.#target = new TargetAgent({
       ...roles,
-      pump: choosePump(options.pump),
+      pump: choosePump(options.pump, security),
       ownership: (guest) => this.ownership(guest),
       onOwned: (guest) => this.#source.forget(guest),
       onPhase: (guest, epoch, phase, cause) => {
@@ -135,11 +150,17 @@ export class Agent {
 
   /** Starts threads, then listens. @throws {MigrationError} ERR_INSECURE_LISTEN, ERR_PORT_IN_USE, ERR_DIRTY_LOG_UNAVAILABLE, ERR_PARAMETER */
   static async start(options: AgentOptions, log: Logger): Promise<Agent> {
-    if (!isLoopback(options.listen.host) && !options.isInsecure)
-      throw new MigrationError(
-        "ERR_INSECURE_LISTEN",
-        `${options.listen.host} is not a loopback address, and peers are not authenticated yet`,
-      );
+    forbidCoreDumps(); // certificates, the token and what guests hold are in this process's memory
+    const security = loadSecurity(options.security);
+    if (!isLoopback(options.listen.host) && !options.isInsecure && security.tls === undefined && security.token === undefined)
+      throw new MigrationError("ERR_INSECURE_LISTEN", `${options.listen.host} is not a loopback address, and peers are not authenticated`);
+    for (const [name, pair] of [
+      ["server", security.tls?.settings.server],
+      ["client", security.tls?.settings.client],
+    ] as const) {
+      const why = pair && whyOutOfTime(pair.cert);
+      if (why !== undefined) log.warn({ code: "ERR_TLS_EXPIRED" }, `peers will not take ${name}-cert.pem: ${why}`);
+    }
     // Before there is a thread: a refusal ends the process at once.
     const reach = reachPoint(process.env, options.hasFaultPoints);
     const forgetEvery = forgetDirtyEvery(process.env, options.hasFaultPoints);
@@ -170,24 +191,29 @@ export class Agent {
         return new Nic({ access, at: 0, mac: device.mac, backend, wakeGuest });
       },
     };
-    const agent = new Agent(options, host, channelThreads, switches, reach, log);
+    const agent = new Agent(options, host, channelThreads, switches, security, reach, log);
     try {
       await Promise.all([threads.refill(), channelThreads.prepare(READY_CHANNELS)]);
       // No rehearsal is worth an agent that does not start.
       if (!without.has("rehearsal"))
-        await rehearse(host, channelThreads, choosePump(options.pump), RELEASE, switches).catch((error: unknown) =>
+        await rehearse(host, channelThreads, choosePump(options.pump, security), RELEASE, switches).catch((error: unknown) =>
           log.warn({ err: error }, "the rehearsal failed"),
         );
+      const refusals = new RefusalLog(log);
       agent.#port = await AgentPort.listen(
         options.listen,
         {
           onControl: (control) => agent.#target.onControl(control),
           onPageChannel: (name, socket) => agent.#target.onPageChannel(name, socket),
           onFaultChannel: (name, socket) => agent.#target.onFaultChannel(name, socket),
+          isExpectingChannels: () => agent.#target.isExpectingChannels,
+          onRefused: (peer, error) => refusals.refused(peer, error),
         },
         RELEASE,
+        { security, threads: channelThreads },
       );
-      log.info({ ...agent.address, dirtyLog, pump: choosePump(options.pump), name: options.name }, "agent listens");
+      const shows = { tls: security.tls !== undefined, token: security.token !== undefined };
+      log.info({ ...agent.address, dirtyLog, pump: choosePump(options.pump, security), ...shows, name: options.name }, "agent listens");
       for (const { guest, epoch } of agent.#registry.journal.settle())
         log.warn({ guest, epoch }, "a copy was prepared here when an earlier process ended: it never ran, and never will");
       agent.#source.recover();
@@ -295,7 +321,7 @@ export class Agent {
     const there = peer ?? here.peer;
     if (there === null) return { here, there: null, thereError: null };
     try {
-      return { here, there: await askWhoOwns(parseAddress(there), id), thereError: null };
+      return { here, there: await askWhoOwns(parseAddress(there), id, this.#security), thereError: null };
     } catch (thrown) {
       const { code, message } = MigrationError.from(thrown);
       return { here, there: null, thereError: { code, message } };

@@ -9,6 +9,8 @@ import { RELEASE, buildProgram, socketPath, statePath } from "./args.js";
 import type {
   Actions,
   BenchOptions,
+  CertsInitOptions,
+  CertsIssueOptions,
   ClientOptions,
   DemoOptions,
   MigrateOptions,
@@ -18,6 +20,7 @@ import type {
   TargetOptions,
   WhoOwnsOptions,
 } from "./args.js";
+import { NO_SECURITY } from "./security-options.js";
 
 /** Runs one command line against actions that only remember. */
 async function run(...words: string[]) {
@@ -44,6 +47,8 @@ async function run(...words: string[]) {
     client: remember("client"),
     demo: remember("demo"),
     bench: remember("bench"),
+    certsInit: remember("certsInit"),
+    certsIssue: remember("certsIssue"),
   };
   const output = { writeOut: (more: string) => (text.out += more), writeErr: (more: string) => (text.err += more) };
   let thrown: unknown;
@@ -61,7 +66,7 @@ async function options<T>(...words: string[]): Promise<T> {
   assert.equal(thrown, undefined);
   assert.deepEqual(
     calls.map(({ command }) => command),
-    [words[0] === "who-owns" ? "whoOwns" : words[0]],
+    [{ "who-owns": "whoOwns", certs: words[1] === "init" ? "certsInit" : "certsIssue" }[words[0] ?? ""] ?? words[0]],
   );
   return calls[0]?.options as T;
 }
@@ -84,6 +89,7 @@ describe("source", () => {
       name: "default",
       listen: { host: "127.0.0.1", port: 4646 },
       isInsecure: false,
+      security: NO_SECURITY,
       memoryLimitBytes: undefined,
       dirtyLog: "auto",
       pump: "auto",
@@ -117,6 +123,7 @@ describe("source", () => {
       "--hot-fraction .9 --write-pattern bursty --downtime-limit 2s --max-bandwidth 10Gbit --multifd-channels 16 --multifd-compression lz4 --congestion-control bbr --digest on " +
       "--hold-back on --xbzrle on --xbzrle-cache-size 128M --throttle dirty-limit --throttle-trigger-threshold 60 --cpu-throttle-initial 30 --cpu-throttle-increment 5 --max-cpu-throttle 90 " +
       "--vcpu-dirty-limit 10MB/s --timeout 90s --timeout-action force " +
+      "--tls-creds c --tls-hostname h --tls-authz a,b --tls-authz 10.0.0.1 --token-file /t " +
       "--audit off --max-postcopy-bandwidth 40Mbit --mode stop-and-copy --fill 1GiB:text --guest g.1 --migrate-to [fe80::1%eth0]:5001 --after 1s --report r.json";
     const given = await options<SourceOptions>("source", ...line.split(" "));
     assert.deepEqual(given, {
@@ -124,6 +131,7 @@ describe("source", () => {
       socket: "/run/x.sock",
       listen: { host: "0.0.0.0", port: 5000 },
       isInsecure: true,
+      security: { tlsCreds: join(process.cwd(), "c"), tlsHostname: "h", tlsAuthz: ["a", "b", "10.0.0.1"], tokenFile: "/t" },
       stateDir: "/var/x",
       memoryLimitBytes: 2 ** 32,
       dirtyLog: "barrier",
@@ -267,6 +275,10 @@ describe("a bad value is refused with its option and text", () => {
     ["source --listen 0.0.0.0:4646", /^--listen 0.0.0.0:4646 is open to the network/, "ERR_INSECURE_LISTEN"],
     ["target --listen :4646", /^--listen 0.0.0.0:4646 is open to the network/, "ERR_INSECURE_LISTEN"],
     ["target --listen [::]:4646", /^--listen \[::\]:4646 is open/, "ERR_INSECURE_LISTEN"],
+    ["target --tls-hostname h", /^--tls-hostname h needs --tls-creds$/],
+    ["target --tls-authz a", /^--tls-authz a needs --tls-creds$/],
+    ["target --tls-creds c --tls-authz a,,b", /^--tls-authz: "a,,b" has an empty name$/],
+    ["certs issue --days 0 x", /^--days: "0" is out of range, must be 1 to 36500$/],
     ["switch --listen 10.0.0.1", /^--listen 10.0.0.1:4747 is open/, "ERR_INSECURE_LISTEN"],
     ["source --migrate-to host:0", /^--migrate-to: "host:0": nobody can be reached at port 0$/, "ERR_ADDRESS"],
     ["target --evacuate-to host:0", /^--evacuate-to: "host:0": nobody can be reached at port 0$/, "ERR_ADDRESS"],
@@ -543,9 +555,29 @@ describe("the other commands", () => {
     assert.equal((await options<TargetOptions>("target", "--discard-after", "2s")).discardAfterMs, 2000);
   });
 
+  it("beyond loopback an agent listens with certificates or a token, and without --insecure", async () => {
+    for (const secret of ["--tls-creds c", "--token-file t"])
+      assert.equal((await options<TargetOptions>("target", "--listen", "0.0.0.0:4646", ...secret.split(" "))).isInsecure, false);
+  });
+
+  it("certs make an authority, and certificates for a host by all its names", async () => {
+    assert.deepEqual(await options<CertsInitOptions>("certs", "init"), { dir: "precopy-ca", days: 3650, isJson: false });
+    assert.deepEqual(
+      await options<CertsIssueOptions>("certs", "issue", "host-a", "10.0.0.1", "--dir", "ca", "--out", "o", "--days", "30", "--json"),
+      {
+        dir: "ca",
+        out: "o",
+        names: ["host-a", "10.0.0.1"],
+        days: 30,
+        isJson: true,
+      },
+    );
+  });
+
   it("bench has the documented defaults", async () => {
     assert.deepEqual(await options<BenchOptions>("bench", "--to", "far"), {
       to: { host: "far", port: 4646 },
+      security: NO_SECURITY,
       dirtyPagesPerSecond: [0, 10_000, 25_000],
       channels: [1, 2, 4],
       compressions: ["none", "lz4"],
@@ -565,10 +597,11 @@ describe("the other commands", () => {
 
   it("bench --quick is one small combination, and what else is given still holds", async () => {
     const line =
-      "--to far --quick --channels 4,1 --congestion-controls bbr,auto --fill 8MiB:text --target-wait 1s --prepare warm --plots p --report r --json";
+      "--to far --token-file /t --quick --channels 4,1 --congestion-controls bbr,auto --fill 8MiB:text --target-wait 1s --prepare warm --plots p --report r --json";
     const given = await options<BenchOptions>("bench", ...line.split(" "));
     assert.deepEqual(given, {
       to: { host: "far", port: 4646 },
+      security: { ...NO_SECURITY, tokenFile: "/t" },
       dirtyPagesPerSecond: [2000],
       channels: [4, 1],
       compressions: ["none"],

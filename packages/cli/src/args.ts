@@ -54,6 +54,8 @@ import {
   refuse,
   within,
 } from "./option-parsers.js";
+import { NO_SECURITY, securityOf, withSecurity } from "./security-options.js";
+import type { SecurityOptions } from "./security-options.js";
 
 export const DEFAULT_SWITCH_PORT = 4747;
 
@@ -91,6 +93,7 @@ export interface AgentSelection {
 export interface AgentOptions extends AgentSelection {
   readonly listen: Address;
   readonly isInsecure: boolean;
+  readonly security: SecurityOptions;
   readonly stateDir: string;
   /** Undefined: only what the system has available. */
   readonly memoryLimitBytes: number | undefined;
@@ -232,6 +235,8 @@ export interface DemoOptions extends GuestOptions {
 /** One sweep over everything that is a list. */
 export interface BenchOptions {
   readonly to: Address;
+  /** Of the sources that it starts. */
+  readonly security: SecurityOptions;
   /** 0: the guest writes nothing. */
   readonly dirtyPagesPerSecond: readonly number[];
   readonly channels: readonly number[];
@@ -252,6 +257,23 @@ export interface BenchOptions {
   readonly prepare: string | undefined;
   /** Folder for SVG files; made if need be. */
   readonly plots: string | undefined;
+  readonly isJson: boolean;
+}
+
+export interface CertsInitOptions {
+  readonly dir: string;
+  readonly days: number;
+  readonly isJson: boolean;
+}
+
+export interface CertsIssueOptions {
+  /** Of the authority. */
+  readonly dir: string;
+  /** Undefined: a folder of the first name's in `dir`. */
+  readonly out: string | undefined;
+  /** Host names and addresses; never empty. */
+  readonly names: readonly string[];
+  readonly days: number;
   readonly isJson: boolean;
 }
 
@@ -276,6 +298,8 @@ export interface Actions {
   client(options: ClientOptions): Promise<void>;
   demo(options: DemoOptions): Promise<void>;
   bench(options: BenchOptions): Promise<void>;
+  certsInit(options: CertsInitOptions): Promise<void>;
+  certsIssue(options: CertsIssueOptions): Promise<void>;
 }
 
 const inFolder = (folder: string | undefined, otherwise: string): string =>
@@ -375,7 +399,7 @@ const stateDirOf = ({ name, stateDir }: { readonly name: string; readonly stateD
   stateDir === undefined ? statePath(name) : resolve(stateDir);
 
 const withAgent = <A extends unknown[], O extends OptionValues, G extends OptionValues>(command: Command<A, O, G>) =>
-  withSelection(command)
+  withSecurity(withSelection(command))
     .addOption(
       option("--listen <HOST:PORT>", "where peers connect; port 0 to 65535, 0 lets the system choose", (text) =>
         parseAddress(text, DEFAULT_PORT),
@@ -475,8 +499,12 @@ function selectionOf({ name, socket }: GivenSelection): AgentSelection {
   return { name, socket: path };
 }
 
-function listenOf(listen: Address, isInsecure: boolean): { readonly listen: Address; readonly isInsecure: boolean } {
-  if (!isInsecure && !isLoopback(listen.host))
+function listenOf(
+  listen: Address,
+  isInsecure: boolean,
+  { tlsCreds, tokenFile }: SecurityOptions = NO_SECURITY,
+): { readonly listen: Address; readonly isInsecure: boolean } {
+  if (!isInsecure && !isLoopback(listen.host) && tlsCreds === undefined && tokenFile === undefined)
     throw new MigrationError(
       "ERR_INSECURE_LISTEN",
       `--listen ${formatAddress(listen)} is open to the network, and peers are not authenticated`,
@@ -486,7 +514,8 @@ function listenOf(listen: Address, isInsecure: boolean): { readonly listen: Addr
 
 const agentOf = (given: GivenAgent, logLevel: AgentOptions["logLevel"]): AgentOptions => ({
   ...selectionOf(given),
-  ...listenOf(given.listen, given.insecure === true),
+  ...listenOf(given.listen, given.insecure === true, securityOf(given)),
+  security: securityOf(given),
   stateDir: stateDirOf(given),
   memoryLimitBytes: given.memoryLimit,
   dirtyLog: given.dirtyLog,
@@ -826,9 +855,9 @@ const BENCH_QUICK = {
 const TARGET_WAIT_MS = 15_000;
 
 function addBench(program: Command, actions: Actions): void {
-  program
-    .command("bench")
-    .description("move fresh guests from this host to a target, on every combination of the lists, and compare")
+  withSecurity(
+    program.command("bench").description("move fresh guests from this host to a target, on every combination of the lists, and compare"),
+  )
     .addOption(
       option(
         "--to <HOST:PORT>",
@@ -904,6 +933,7 @@ function addBench(program: Command, actions: Actions): void {
         refuse(`--fill of ${formatBytes(fill.bytes)} does not fit into --memory of ${formatBytes(memoryBytes)}`);
       await actions.bench({
         to: given.to,
+        security: securityOf(given),
         dirtyPagesPerSecond: given.dirtyRates ?? otherwise.dirtyRates,
         channels: given.channels ?? otherwise.channels,
         compressions: given.compressions ?? otherwise.compressions,
@@ -920,6 +950,29 @@ function addBench(program: Command, actions: Actions): void {
         isJson: given.json === true,
       });
     });
+}
+
+const authorityOption = () => option("--dir <DIR>", "folder of the certificate authority", parseText).default("precopy-ca");
+const daysOption = (days: number) => option("--days <N>", "how long it is valid; 1 to 36500", parseWhole(1, 36_500)).default(days);
+
+function addCerts(program: Command, actions: Actions): void {
+  const certs = program.command("certs").description("certificates for --tls-creds, from a private authority, for a lab");
+  certs
+    .command("init")
+    .description("make the authority")
+    .addOption(authorityOption())
+    .addOption(daysOption(3650))
+    .addOption(jsonOption())
+    .action((given) => actions.certsInit({ dir: given.dir, days: given.days, isJson: given.json === true }));
+  certs
+    .command("issue")
+    .description("make a folder of certificates for the agents of one host")
+    .argument("<NAME...>", "names and addresses by which the host is connected to; the first one is who it is for --tls-authz")
+    .addOption(authorityOption())
+    .addOption(option("--out <DIR>", "folder to be made (default: one of the first name's in --dir)", parseText))
+    .addOption(daysOption(365))
+    .addOption(jsonOption())
+    .action((names, given) => actions.certsIssue({ dir: given.dir, out: given.out, names, days: given.days, isJson: given.json === true }));
 }
 
 /**
@@ -944,5 +997,6 @@ export function buildProgram(actions: Actions, output: OutputConfiguration = {})
   addNetwork(program, actions);
   addDemo(program, actions);
   addBench(program, actions);
+  addCerts(program, actions);
   return program;
 }

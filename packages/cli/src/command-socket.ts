@@ -2,6 +2,7 @@ import { linkSync, lstatSync, mkdirSync, renameSync, rmSync, statSync } from "no
 import { connect, createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname, join } from "node:path";
+import { userOf } from "@precopy/linux";
 import {
   COMPRESSIONS,
   MODES,
@@ -292,6 +293,10 @@ export class CommandSocket {
 
   #accept(socket: Socket): void {
     socket.on("error", () => socket.destroy()); // the client left; what it asked for goes on
+    // The file's mode says so already; where somebody has changed it, this holds.
+    const user = userOf(socket);
+    if (user !== undefined && user !== 0 && user !== process.getuid?.())
+      return this.#finish(socket, errorAnswer(new MigrationError("ERR_NOT_PERMITTED", `User ${user} may not command this agent`)));
     if (this.#connections.size >= CONNECTIONS_MAX) {
       this.#finish(socket, errorAnswer(new MigrationError("ERR_BUSY", `${CONNECTIONS_MAX} command connections are open already`)));
       return;

@@ -7,7 +7,7 @@ import type { ErrorCode, MigrationError } from "@precopy/protocol";
  *   4 the peer is no agent, or speaks another protocol                      5 refused: at admission, or not possible at this moment
  *   6 link lost, peer dead, or the migration failed                         7 did not converge, or not in time
  *   8 cancelled                         9 in doubt                         10 resources of this host
- *  11 verification failed
+ *  11 verification failed             12 not let in: certificate, token, key or user
  */
 const EXIT_CODE = {
   ERR_NOT_TRACKING: 1,
@@ -17,6 +17,8 @@ const EXIT_CODE = {
   ERR_PARAMETER: 2,
   ERR_ADDRESS: 2,
   ERR_INSECURE_LISTEN: 2,
+  ERR_TLS_CREDENTIALS: 2,
+  ERR_TOKEN_FILE: 2,
 
   ERR_UNREACHABLE: 3,
   ERR_NO_AGENT: 3,
@@ -80,6 +82,21 @@ const EXIT_CODE = {
 
   ERR_DIGEST_MISMATCH: 11,
   ERR_VERIFICATION: 11,
+
+  ERR_NOT_PERMITTED: 12,
+  ERR_TLS_REQUIRED: 12,
+  ERR_TLS_NOT_OFFERED: 12,
+  ERR_TLS_HOSTNAME: 12,
+  ERR_TLS_UNTRUSTED: 12,
+  ERR_TLS_EXPIRED: 12,
+  ERR_TLS_NO_CERTIFICATE: 12,
+  ERR_TLS_AUTHZ: 12,
+  ERR_TLS_HANDSHAKE: 12,
+  ERR_TOKEN_REQUIRED: 12,
+  ERR_TOKEN_WRONG: 12,
+  ERR_TOKEN_REPLAYED: 12,
+  ERR_CHANNEL_KEY: 12,
+  ERR_KEY_REPLAYED: 12,
 } as const satisfies Record<ErrorCode, number>; // a new code without a number does not compile
 
 export const exitCodeOf = (code: ErrorCode): number => EXIT_CODE[code];

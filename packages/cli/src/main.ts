@@ -39,6 +39,7 @@ const agentCommands = () => import("./agent-commands.js");
 const migrateCommands = () => import("./migrate-commands.js");
 const forecastCommands = () => import("./forecast-commands.js");
 const labCommands = () => import("./lab-commands.js");
+const certsCommand = () => import("./certs-command.js");
 const finish = (code: number): void => {
   process.exitCode = code;
 };
@@ -61,6 +62,8 @@ try {
     client: async (options) => (await labCommands()).runClient(options, run),
     demo: async (options) => (await labCommands()).runDemoCommand(options, run),
     bench: async (options) => (await import("./bench-command.js")).runBench(options, run),
+    certsInit: async (options) => (await certsCommand()).runCertsInit(options, run),
+    certsIssue: async (options) => (await certsCommand()).runCertsIssue(options, run),
   }).parseAsync();
 } catch (thrown) {
   if (thrown instanceof CommanderError)

@@ -142,7 +142,7 @@ const transferOptions = (): readonly Option[] => [
   ),
   option(
     "--congestion-control <NAME>",
-    "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; needs the direct pump (default: auto: cubic where allowed, else the system's)",
+    "of the page channels' sockets, a kernel's name such as bbr, at most 15 of a-z, 0-9, _; on Linux (default: auto: cubic where allowed, else the system's)",
     parseCongestionControl,
   ),
   option("--digest <SWITCH>", "both sides hash every page and compare before the switch: on or off (default: on)", parseChoice(ON_OFF)),

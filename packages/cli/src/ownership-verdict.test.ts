@@ -178,6 +178,8 @@ describe("verdictOf, whatever the two say", () => {
         client: nothing,
         demo: nothing,
         bench: nothing,
+        certsInit: nothing,
+        certsIssue: nothing,
         resolve: (options) => Promise.resolve(void taken.push(options)),
       });
       await program.parseAsync(command.split(" ").slice(1), { from: "user" });

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import type { Socket } from "node:net";
+import { Socket } from "node:net";
 import { Bitmap, GuestMemory, SegmentPool, allocateHashTable } from "@precopy/guest";
 import { freePages, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
@@ -9,12 +9,14 @@ import { AgentPort, LaneTable, PageChannel, PageReceiver, connectPageChannel } f
 import type {
   ChannelLife,
   ChannelName,
+  ChannelSocket,
   ChannelThreads,
   ControlChannel,
   Delivered,
   LaneStart,
   PumpKind,
   RoundSent,
+  Security,
 } from "@precopy/transport";
 
 const pool = new SegmentPool();
@@ -36,6 +38,8 @@ export async function withMemories<T>(bytes: readonly number[], use: (...memorie
 
 export interface WireOptions {
   readonly pump: PumpKind;
+  /** Of both ends; default none. */
+  readonly security?: Security | undefined;
   /** For both ends; whoever made them ends them. */
   readonly threads: ChannelThreads;
   readonly channels: number;
@@ -72,9 +76,12 @@ export class PageTarget {
   onFailure: (error: MigrationError, life: ChannelLife) => void = () => {};
   receiver: PageReceiver;
   readonly #makeReceiver: () => PageReceiver;
+  readonly #options: WireOptions;
   #generation = 0;
 
-  private constructor(port: AgentPort, memory: GuestMemory, { pump, threads, channels, hasDigest = true }: WireOptions) {
+  private constructor(port: AgentPort, memory: GuestMemory, options: WireOptions) {
+    const { pump, threads, channels, hasDigest = true } = options;
+    this.#options = options;
     this.port = port;
     this.populated = new Bitmap(memory.pages);
     const hashes = hasDigest ? allocateHashTable(memory.pages) : undefined;
@@ -94,17 +101,29 @@ export class PageTarget {
   static async listen(memory: GuestMemory, options: WireOptions): Promise<PageTarget> {
     const onControl = (control: ControlChannel): void =>
       control.close(new MigrationError("ERR_BAD_MESSAGE", "Only page channels come here"));
-    const onPageChannel = (name: ChannelName, socket: Socket): boolean =>
+    const onPageChannel = (name: ChannelName, socket: ChannelSocket): boolean =>
       name.session === target.session && target.receiver.accept(name, socket);
-    const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, { onControl, onPageChannel, onFaultChannel: () => false }, "test");
+    const handlers = { onControl, onPageChannel, onFaultChannel: () => false };
+    const { security = {}, threads } = options;
+    const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, handlers, "test", { security, threads });
     const target = new PageTarget(port, memory, options);
     return target;
   }
 
-  /** Asks for a channel as a peer of ours does; each time for a later generation. */
+  /** Asks for a channel as a peer of ours does; each time for a later generation. @param threads where TLS is to be; undefined: on this thread */
+  async open(channel: number, threads: ChannelThreads | undefined = this.#options.threads): Promise<ChannelSocket> {
+    const name = { session: this.session, channel, generation: ++this.#generation };
+    const { security } = this.#options;
+    return (await connectPageChannel(this.port.address, name, new AbortController().signal, { security, threads })).socket;
+  }
+
+  /** The same, for bytes that no channel of ours would send. */
   async connect(channel: number): Promise<Socket> {
     const name = { session: this.session, channel, generation: ++this.#generation };
-    return (await connectPageChannel(this.port.address, name, new AbortController().signal)).socket;
+    const { security } = this.#options;
+    const { socket } = await connectPageChannel(this.port.address, name, new AbortController().signal, { security });
+    if (!(socket instanceof Socket)) throw new MigrationError("ERR_INTERNAL", "It is on another thread");
+    return socket;
   }
 
   /** Resolves with the reason a channel ends for by itself. */
@@ -145,7 +164,7 @@ export class PageWire {
     const lanes = LaneTable.allocate(channels).share();
     const senders: PageChannel[] = [];
     for (let channel = 0; channel < channels; channel++) {
-      const socket = await target.connect(channel);
+      const socket = await target.open(channel);
       const encoding = { compression, xbzrleCacheBytes };
       const order = { type: "send", pump, channel, generation: 1, lanes, memory: from.share(), hashes, ...encoding } as const;
       senders.push(await PageChannel.open(socket, threads, order));

@@ -16,7 +16,7 @@ import { HEADER_BYTES, PAGE_BYTES, PROTOCOL_VERSION, PacketKind, PageEncoding, R
 import type { ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
 import { hasCodec } from "@precopy/protocol/page-codec";
 import { ChannelThreads, LaneTable, PageChannel, connectPageChannel, switching } from "@precopy/transport";
-import type { PumpKind } from "@precopy/transport";
+import type { ChannelSocket, PumpKind, Security } from "@precopy/transport";
 import { allPages, assertEqualImages, fillMixed, fillRandom, randomNumbers } from "./guest-images.js";
 import { PageTarget, hangUp, wholeLane, withMemories, withWire } from "./page-wire.js";
 import type { WireRound } from "./page-wire.js";
@@ -151,7 +151,7 @@ const HOSTILE: readonly (readonly [what: string, bytes: Buffer, code: ErrorCode,
 ];
 
 /** Accepts a page channel, answers 101, and never reads. */
-async function deafServer(context: TestContext): Promise<() => Promise<Socket>> {
+async function deafServer(context: TestContext): Promise<() => Promise<ChannelSocket>> {
   const sockets = new Set<Socket>();
   const server = createServer((socket) => {
     sockets.add(socket);
@@ -202,8 +202,8 @@ const ENCODINGS: readonly Encoding[] = [
 ];
 
 /** What every pump must do, at both ends of real connections. @param skip why it cannot be tried here, or false. */
-export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
-  describe(`${pump} pump`, () => {
+export function pumpSuite(pump: PumpKind, skip: string | false = false, security?: Security): void {
+  describe(`${pump} pump${security === undefined ? "" : " with TLS"}`, () => {
     const threads = new ChannelThreads();
     after(() => threads.end());
 
@@ -216,7 +216,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
             withMemories([IMAGE_BYTES, IMAGE_BYTES], async (from, to) => {
               assert.ok(from !== undefined && to !== undefined);
               fillMixed(from);
-              await withWire(from, to, { pump, threads, channels, compression }, async (wire) => {
+              await withWire(from, to, { pump, security, threads, channels, compression }, async (wire) => {
                 const round = await wire.round(1, allPages(from));
                 assertEqualImages(from, to, "after the round");
                 assertEqualEnds(round, "after the round");
@@ -242,7 +242,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
           withMemories([IMAGE_BYTES, IMAGE_BYTES], async (from, to) => {
             assert.ok(from !== undefined && to !== undefined);
             fillMixed(from);
-            await withWire(from, to, { pump, threads, channels: 2, ...encoding }, async (wire) => {
+            await withWire(from, to, { pump, security, threads, channels: 2, ...encoding }, async (wire) => {
               const dirty = allPages(from);
               for (let round = 1; round <= 6; round++) {
                 const ends = await wire.round(round, dirty);
@@ -280,7 +280,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
             const writer = new Worker(new URL("./writer-thread.js", import.meta.url), { workerData: order });
             const ended = once(writer, "exit");
             try {
-              await withWire(from, to, { pump, threads, channels: 2, ...encoding }, async (wire) => {
+              await withWire(from, to, { pump, security, threads, channels: 2, ...encoding }, async (wire) => {
                 let round = 1;
                 const sendCollected = async (): Promise<WireRound> => {
                   const ends = await wire.round(round++, dirty);
@@ -308,7 +308,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
       withMemories([8 * 2 ** 20, 8 * 2 ** 20], async (from, to) => {
         assert.ok(from !== undefined && to !== undefined);
         fillRandom(from, 0, from.pages, 1);
-        await withWire(from, to, { pump, threads, channels: 1 }, async (wire) => {
+        await withWire(from, to, { pump, security, threads, channels: 1 }, async (wire) => {
           await wire.round(1, allPages(from)); // warms up both ends
           const expectedMs = (from.bytes / 40e6) * 1000;
           let round = 2;
@@ -335,7 +335,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
       withMemories([8 * 2 ** 20, 8 * 2 ** 20], async (from, to) => {
         assert.ok(from !== undefined && to !== undefined);
         fillRandom(from, 0, from.pages, 1);
-        await withWire(from, to, { pump, threads, channels: 1 }, async (wire) => {
+        await withWire(from, to, { pump, security, threads, channels: 1 }, async (wire) => {
           const round = wire.round(1, allPages(from), from.bytes / 60);
           await setTimeout(100);
           for (const sender of wire.senders) sender.setPacing(0);
@@ -382,7 +382,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
       withMemories([CLOG_BYTES, CLOG_BYTES], async (from, to) => {
         assert.ok(from !== undefined && to !== undefined);
         fillRandom(from, 0, from.pages, 1);
-        await withWire(from, to, { pump, threads, channels: 1, hasDigest: false }, async ({ senders: [sender] }) => {
+        await withWire(from, to, { pump, security, threads, channels: 1, hasDigest: false }, async ({ senders: [sender] }) => {
           assert.ok(sender !== undefined);
           const rejected = assert.rejects(sender.sendRound(1, allPages(from).words, from.bytes / 60, wholeLane(0)), {
             code: "ERR_LINK_LOST",
@@ -399,7 +399,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
     it(`ends a receiving channel within ${END_MS} ms while its peer sends nothing, and one that is ended twice ends once`, { skip }, () =>
       withMemories([IMAGE_BYTES], async (to) => {
         assert.ok(to !== undefined);
-        const target = await PageTarget.listen(to, { pump, threads, channels: 1 });
+        const target = await PageTarget.listen(to, { pump, security, threads, channels: 1 });
         const peer = await target.connect(0);
         peer.write(packet([[1, 4]]).subarray(0, 5000)); // in the middle of a page
         const started = performance.now();
@@ -418,7 +418,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         withMemories([IMAGE_BYTES, IMAGE_BYTES], async (from, to) => {
           assert.ok(from !== undefined && to !== undefined);
           fillRandom(from, 0, from.pages, 1);
-          const options = { pump, threads, channels: 1, hasDigest: false };
+          const options = { pump, security, threads, channels: 1, hasDigest: false };
           const target = await PageTarget.listen(to, options);
           const cycle = async (turn: number): Promise<void> => {
             const send = {
@@ -431,7 +431,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
               hashes: undefined,
               compression: "none",
             } as const;
-            const sender = await PageChannel.open(await target.connect(0), threads, send);
+            const sender = await PageChannel.open(await target.open(0), threads, send);
             const sent = sender.sendRound(1, allPages(from).words, 0, wholeLane(0)).catch(() => {}); // cut or not, it is over soon
             if (turn % 3 === 0) await sent;
             if (turn % 2 === 0) await sender.end();
@@ -452,7 +452,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
       it(`ends at ${what} with ${code}, and writes nothing but the pages a packet named`, { skip }, () =>
         withMemories([IMAGE_BYTES, IMAGE_BYTES], async (to, neighbour) => {
           assert.ok(to !== undefined && neighbour !== undefined);
-          const target = await PageTarget.listen(to, { pump, threads, channels: 2 });
+          const target = await PageTarget.listen(to, { pump, security, threads, channels: 2 });
           try {
             const peer = await target.connect(0);
             peer.on("error", () => {}); // it is cut off, as it deserves
@@ -486,12 +486,12 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         }
         const watched = new WatchedThreads();
         await watched.prepare(1);
-        const target = await PageTarget.listen(to, { pump, threads, channels: 1 });
+        const target = await PageTarget.listen(to, { pump, security, threads, channels: 1 });
         const lanes = LaneTable.allocate(1).share();
         const life = { channel: 0, generation: 1, lanes } as const;
         const send = { type: "send", pump, ...life, memory: from.share(), hashes: undefined, compression: "none" } as const;
         for (let turn = 0; turn < 3; turn++) {
-          const sender = await PageChannel.open(await target.connect(0), watched, send);
+          const sender = await PageChannel.open(await target.open(0, watched), watched, send);
           const stored = new Promise<void>((resolve, reject) => {
             target.onDelivered = () => resolve();
             target.onFailure = reject;
@@ -521,7 +521,7 @@ export function pumpSuite(pump: PumpKind, skip: string | false = false): void {
         near.on("error", () => {}).end(noise(100, 1));
         await failure;
         await hangUp(near);
-        const last = await PageChannel.open(await target.connect(0), watched, send);
+        const last = await PageChannel.open(await target.open(0, watched), watched, send);
         await last.sendRound(1, allPages(from).words, 0, wholeLane(0));
         await last.end();
         assert.deepEqual(new Set(taken).size, 1, `threads ${taken.join(", ")}`);

@@ -1,4 +1,4 @@
-import { addressOf, adviseHugePages, isLinuxAvailable } from "@precopy/linux";
+import { addressOf, adviseHugePages, isLinuxAvailable, leaveOutOfDumps } from "@precopy/linux";
 import type { AddressRange } from "@precopy/linux";
 import { MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MigrationError, PAGE_BYTES, SEGMENT_BYTES } from "@precopy/protocol";
 import { newSharedMemory } from "./webassembly.js";
@@ -78,7 +78,9 @@ export class GuestMemory {
       pool.give(segments);
       throw error;
     }
-    return new GuestMemory({ bytes, segments });
+    const memory = new GuestMemory({ bytes, segments });
+    if (isLinuxAvailable) for (const range of memory.ranges()) leaveOutOfDumps(range.address, range.bytes);
+    return memory;
   }
 
   share(): SharedMemory {

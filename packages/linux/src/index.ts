@@ -1,11 +1,13 @@
 export * from "./boot-id.js";
+export * from "./core-dumps.js";
 export * from "./file-lock.js";
 export { addressOf, isLinuxAvailable, whileLoading } from "./library.js";
 export * from "./lz4.js";
 export * from "./memory.js";
 export * from "./native-thread.js";
 export * from "./pagemap-scan.js";
-export { BlockingSocket, PIECES_MAX, Pieces, PolledSocket, SocketHandle, mayUseCongestionControl } from "./socket.js";
+export * from "./peer-credentials.js";
+export { BlockingSocket, PIECES_MAX, Pieces, PolledSocket, SocketHandle, descriptorOf, mayUseCongestionControl } from "./socket.js";
 export type { LinkState } from "./socket.js";
 export * from "./thread-faults.js";
 export * from "./user-faults.js";

@@ -6,6 +6,7 @@ const madvise = declare("int madvise(uintptr_t address, size_t bytes, int advice
 const MADV_DONTNEED = 4;
 const MADV_HUGEPAGE = 14;
 const MADV_NOHUGEPAGE = 15;
+const MADV_DONTDUMP = 16;
 /** One call stays under a few ms, so that the thread stays responsive. */
 export const FREE_SLICE_BYTES = 64 * 2 ** 20;
 
@@ -15,6 +16,11 @@ export const FREE_SLICE_BYTES = 64 * 2 ** 20;
  */
 export function adviseHugePages(address: bigint, bytes: number, isWanted: boolean): void {
   madvise(address, bytes, isWanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+}
+
+/** Keeps a range out of core dumps, whoever asks for one. */
+export function leaveOutOfDumps(address: bigint, bytes: number): void {
+  madvise(address, bytes, MADV_DONTDUMP);
 }
 
 /** Gives a range back to the system; it reads as zeros afterwards. Call it off the main thread: 1 GiB takes some 50 ms. @throws ERR_SYSTEM_CALL */

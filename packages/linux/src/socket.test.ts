@@ -235,18 +235,34 @@ if (isMainThread)
       withPair((near) => {
         const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
         for (const rate of [1, 0.5, 10e9, 0]) assert.doesNotThrow(() => socket.setPacing(rate));
-        assert.equal(socket.tryCongestionControl("no-such-thing"), false);
+        assert.equal(near.tryCongestionControl("no-such-thing"), false);
       }));
 
     it("knows without a connection which congestion controls a socket may have, and leaves no descriptor open", () =>
       withPair((near) => {
-        const socket = new BlockingSocket(near.fd, 50, 10_000, yes);
         const names = ["reno", "cubic", "bbr", "no-such-thing"];
         const before = readdirSync("/proc/self/fd").length;
-        for (const name of names) assert.equal(mayUseCongestionControl(name), socket.tryCongestionControl(name), name);
+        for (const name of names) assert.equal(mayUseCongestionControl(name), near.tryCongestionControl(name), name);
         assert.ok(mayUseCongestionControl("reno"), "what every kernel has, and lets everybody have");
         assert.equal(readdirSync("/proc/self/fd").length, before);
       }));
+
+    it("makes pairs whose ends carry bytes both ways and say when the other is gone, and closes what it does not keep", () => {
+      const before = readdirSync("/proc/self/fd").length;
+      const { near, far } = SocketHandle.pair();
+      const ends = [new PolledSocket(near.fd), new PolledSocket(far)] as const;
+      const got = Buffer.alloc(8);
+      for (const [from, to] of [ends, ends.toReversed()] as const) {
+        assert.equal(to?.read(got), undefined);
+        assert.equal(from?.write(Buffer.from("abc")), true);
+        assert.equal(to?.read(got), 3);
+      }
+      near.shutdown();
+      near.close();
+      assert.equal(ends[1].read(got), 0);
+      closeSync(far);
+      assert.equal(readdirSync("/proc/self/fd").length, before);
+    });
 
     it("closed handles stay closed: a descriptor that got the same number is not closed by them", () =>
       withPair((near) => {

@@ -2,6 +2,7 @@ import { constants } from "node:os";
 import { declare, errno, systemCallError } from "./library.js";
 
 const openSocket = declare("int socket(int domain, int type, int protocol)");
+const openPair = declare("int socketpair(int domain, int type, int protocol, void *fds)");
 const dup = declare("int dup(int fd)");
 const closeDescriptor = declare("int close(int fd)");
 const fcntl = declare("int fcntl(int fd, int command, int argument)");
@@ -14,6 +15,7 @@ const readv = declare("long readv(int fd, void *pieces, int count)");
 const recv = declare("long recv(int fd, void *buffer, size_t bytes, int flags)");
 const send = declare("long send(int fd, void *buffer, size_t bytes, int flags)");
 
+const AF_UNIX = 1;
 const AF_INET = 2;
 const SOCK_STREAM_CLOEXEC = 0x80001;
 const F_GETFL = 3;
@@ -39,6 +41,12 @@ const MSG_NOSIGNAL = 0x4000;
 const UNLIMITED = 2n ** 64n - 1n;
 /** `writev` and `readv` take this many pieces at most. */
 export const PIECES_MAX = 1024;
+
+/** Of a socket of Node's, which keeps it there for all that are the system's; undefined if it has none, or is closed. */
+export function descriptorOf(socket: object): number | undefined {
+  const fd: unknown = Reflect.get(Reflect.get(socket, "_handle") ?? {}, "fd");
+  return typeof fd === "number" && fd >= 0 ? fd : undefined;
+}
 
 /** Pieces of memory in a row, as `writev` and `readv` take them (`struct iovec`). */
 export class Pieces {
@@ -147,11 +155,6 @@ export class BlockingSocket {
     return { busyMs: ms(BUSY_TIME_AT), peerLimitedMs: ms(RWND_LIMITED_AT), queueMs };
   }
 
-  /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */
-  tryCongestionControl(name: string): boolean {
-    return setCongestionControl(this.#fd, name);
-  }
-
   /**
    * Writes the first `count` pieces, which it changes while it goes. Returns false if told to stop.
    * @throws {MigrationError} ERR_SYSTEM_CALL, for example EPIPE or ECONNRESET.
@@ -214,14 +217,15 @@ const MSG_DONTWAIT = 0x40;
 const WRITE_TRIES = 100;
 const WRITE_AGAIN_MS = 10;
 
-/** A connected TCP socket of a worker that waits with `Poll`; never blocks for long. The main thread owns `shutdown` and `close`, as of BlockingSocket. */
+/** A connected socket of a worker that waits with `Poll`; never blocks for long. The main thread owns `shutdown` and `close`, as of BlockingSocket. */
 export class PolledSocket {
   readonly #fd: number;
 
   /** @throws {MigrationError} ERR_SYSTEM_CALL */
   constructor(fd: number) {
     this.#fd = fd;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]), 4) !== 0) throw systemCallError("setsockopt");
+    const isSet = setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]), 4) === 0;
+    if (!isSet && errno() !== constants.errno.EOPNOTSUPP) throw systemCallError("setsockopt"); // one of a pair does not wait either
   }
 
   /** Bytes that are there, into `buffer`: how many; 0 at the end of the stream, undefined if there are none now. @throws {MigrationError} ERR_SYSTEM_CALL */
@@ -258,11 +262,28 @@ export class SocketHandle {
     if (this.fd < 0) throw systemCallError("dup");
   }
 
+  /** Two sockets that are connected to each other: one to be kept, and the descriptor of the other, for a user that closes it by itself. */
+  static pair(): { readonly near: SocketHandle; readonly far: number } {
+    const fds = new Int32Array(2);
+    if (openPair(AF_UNIX, SOCK_STREAM_CLOEXEC, 0, fds) !== 0) throw systemCallError("socketpair");
+    const [near = -1, far = -1] = fds;
+    try {
+      return { near: new SocketHandle(near), far };
+    } finally {
+      closeDescriptor(near);
+    }
+  }
+
   /** Another descriptor of the same socket, for a user that closes it by itself. */
   duplicate(): number {
     const fd = dup(this.fd);
     if (fd < 0) throw systemCallError("dup");
     return fd;
+  }
+
+  /** True if the kernel let this user have it (`tcp_allowed_congestion_control`). */
+  tryCongestionControl(name: string): boolean {
+    return this.#isOpen && setCongestionControl(this.fd, name);
   }
 
   /** Frees a worker that is blocked in a call on this socket. */

@@ -5,7 +5,15 @@ import { MigrationError } from "./errors.js";
 import { isPlainData } from "./plain-data.js";
 import { OWNERSHIPS } from "./ownership.js";
 import { OWNER_ANSWERS } from "./target-state.js";
-import { CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, PAGE_BYTES, VCPUS_MAX } from "./limits.js";
+import {
+  CHANNELS_MAX,
+  CHANNEL_SECRET_BYTES,
+  CONTROL_MESSAGE_BYTES_MAX,
+  MEMORY_BYTES_MAX,
+  MEMORY_BYTES_MIN,
+  PAGE_BYTES,
+  VCPUS_MAX,
+} from "./limits.js";
 
 /**
  * Messages of the control channel, one per binary WebSocket frame, validated on arrival: CRC-32 (u32, little-endian) of what follows, then one
@@ -70,6 +78,12 @@ const hostTime = z.strictObject({ boot: z.string().max(64), ms: z.number().nonne
 const stored = z.strictObject({ round: count, page: count });
 const device = z.strictObject({ kind: z.literal("nic"), mac: z.string().regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/) });
 
+/** What every channel from here on has to show that it knows; see ChannelKey. */
+const channelSecret = z.custom<Uint8Array>(
+  (value) => value instanceof Uint8Array && value.byteLength === CHANNEL_SECRET_BYTES,
+  "not a secret",
+);
+
 /** What a guest is, apart from its contents. */
 const manifest = z.strictObject({
   id: name,
@@ -125,6 +139,7 @@ const messages = {
     probeMs: z.number().nonnegative(),
     /** All that this target has, whatever was asked for. */
     capabilities: z.array(name).max(32),
+    channelSecret,
   },
   refused: { code, message: text },
   /** packets: received since this generation of the channel began, this FLUSH included. */
@@ -148,7 +163,7 @@ const messages = {
   listening: { epoch, ms: z.number().nonnegative() },
   /** In post-copy: the source serves from here on, on a new connection. Answered by `missing` and `serving`. */
   serve: { guest: name, epoch, session: z.uuid() },
-  serving: { epoch },
+  serving: { epoch, channelSecret },
   /** Every page that was missing has been sent. */
   "all-sent": { epoch },
   missing: { epoch, ...piece },

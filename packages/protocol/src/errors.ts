@@ -3,9 +3,14 @@ const REMEDY = {
   // what the operator typed
   ERR_PARAMETER: "Correct the value; --help lists every parameter with its unit and range.",
   ERR_ADDRESS: "Give HOST:PORT; an IPv6 address stands in brackets, as in [::1]:4646.",
-  ERR_INSECURE_LISTEN: "Listen on a loopback address, or add --insecure to accept unauthenticated peers from the network.",
+  ERR_INSECURE_LISTEN:
+    "Give an agent --tls-creds or --token-file; or listen on a loopback address, or add --insecure to accept unauthenticated peers.",
+  ERR_TLS_CREDENTIALS:
+    "See what --tls-creds must hold: ca-cert.pem, server-cert.pem and server-key.pem, client-cert.pem and client-key.pem; `precopy certs` makes them.",
+  ERR_TOKEN_FILE: "Give a file of 16 to 4096 bytes that others cannot read: (umask 077; openssl rand -hex 32 > FILE).",
   ERR_PORT_IN_USE: "Choose another --listen port, or stop the process that holds this one.",
   ERR_NO_AGENT: "Start one with `precopy source` or `precopy target`, or give its --name or --socket.",
+  ERR_NOT_PERMITTED: "Run the command as the user that the agent runs as, or as root.",
   ERR_NAME_IN_USE: "Choose another --name, or stop the agent that has it.",
   // reaching the peer
   ERR_UNREACHABLE: "Check host, port and firewall, and that `precopy target` runs there.",
@@ -13,6 +18,21 @@ const REMEDY = {
   ERR_LINK_LOST: "See the peer's log; the guest runs on at the source, so migrate again when the link is back.",
   ERR_PEER_DEAD: "Check the network and the peer's host; the guest runs on at the source, so migrate again when it answers.",
   ERR_BAD_MESSAGE: "Report it with both logs: a peer of this release never sends such a message.",
+  // who may talk to whom
+  ERR_TLS_REQUIRED: "That port takes TLS only: give --tls-creds on this side, too.",
+  ERR_TLS_NOT_OFFERED: "That port has no TLS: start that agent with --tls-creds, or this side without.",
+  ERR_TLS_HOSTNAME:
+    "Connect by a name that the certificate is for, give one of its names with --tls-hostname, or issue a certificate for this name.",
+  ERR_TLS_UNTRUSTED: "Both sides need certificates of one CA: its ca-cert.pem must be in --tls-creds on both hosts.",
+  ERR_TLS_EXPIRED: "Issue a new certificate, and compare the clocks of both hosts.",
+  ERR_TLS_NO_CERTIFICATE: "Put client-cert.pem and client-key.pem into --tls-creds on the side that connects.",
+  ERR_TLS_AUTHZ: "Add one of its names to --tls-authz on the side that refused it, or connect with another certificate.",
+  ERR_TLS_HANDSHAKE: "Both sides need TLS 1.3; the logs of both have what OpenSSL said.",
+  ERR_TOKEN_REQUIRED: "Only one side has a token: give both the same --token-file.",
+  ERR_TOKEN_WRONG: "The sides have different tokens: give both the same --token-file.",
+  ERR_TOKEN_REPLAYED: "Somebody on the network repeats what an agent said: look for who it is, and use --tls-creds.",
+  ERR_CHANNEL_KEY: "Somebody who was not admitted asked for a page channel: look for who it is at that address.",
+  ERR_KEY_REPLAYED: "Somebody on the network repeats what an agent said: look for who it is, and use --tls-creds.",
   // page packets
   ERR_NOT_A_PACKET: "Run the same release on both hosts.",
   ERR_PROTOCOL_VERSION: "Run the same release on both hosts.",

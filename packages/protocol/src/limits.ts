@@ -44,6 +44,16 @@ export const OBSERVER_BACKLOG_BYTES_MAX = 2 ** 20;
 /** Connections that have not said yet what they are. */
 export const PENDING_CONNECTIONS_MAX = 64;
 export const HTTP_HEADER_BYTES_MAX = 8192;
+/** A ClientHello with a session to resume has two or three thousand. */
+export const CLIENT_HELLO_BYTES_MAX = 16_384;
+/** Peers whose TLS sessions are kept, to be resumed. */
+export const TLS_SESSIONS_MAX = 64;
+/** Of the secret that binds channels to their admission. */
+export const CHANNEL_SECRET_BYTES = 32;
+export const TOKEN_BYTES_MIN = 16;
+export const TOKEN_BYTES_MAX = 4096;
+/** Control channels that peers may have open at one time. */
+export const CONTROL_CHANNELS_MAX = 32;
 
 export const CONNECT_TIMEOUT_MS = 5000;
 export const HANDSHAKE_TIMEOUT_MS = 5000;

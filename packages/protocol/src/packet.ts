@@ -19,7 +19,7 @@ import {
 export const HEADER_BYTES = 32;
 export const RUN_BYTES = 8;
 export const PACKET_MAGIC = 0x474d564c; // reads "LVMG" on the wire
-export const PROTOCOL_VERSION = 3;
+export const PROTOCOL_VERSION = 4;
 export const TABLE_BYTES_MAX = (PACKET_DATA_RUNS_MAX + PACKET_ZERO_RUNS_MAX) * RUN_BYTES;
 
 /** Numbers are never reused. Flush ends a round of the lanes it names and carries no runs. */

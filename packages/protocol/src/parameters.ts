@@ -75,7 +75,7 @@ export interface MigrationParameters extends ThrottleParameters, TimeoutParamete
   readonly isAuditOn: boolean;
   /** Default auto: direct where this host can, else portable. */
   readonly pump: "auto" | "direct" | "portable";
-  /** Of the page channels' sockets, by the kernel's name. Default auto: cubic where it may be had, else the system's choice. A name needs the direct pump. */
+  /** Of the page channels' sockets, by the kernel's name. Default auto: cubic where it may be had, else the system's choice. A name takes Linux. */
   readonly congestionControl: string;
 }
 

@@ -121,6 +121,7 @@ async function decided(
   const commitment = new Commitment(
     {
       to: formatAddress(port.address),
+      security: undefined,
       attempt: ATTEMPT,
       handover,
       arbitration,

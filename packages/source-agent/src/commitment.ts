@@ -2,6 +2,7 @@ import type { SourceHandover } from "@precopy/engine";
 import { ACTIVE_TIMEOUT_MS, ARBITRATION_AFTER_MS, ASK_AGAIN_MS, MigrationError, parseAddress } from "@precopy/protocol";
 import type { ControlMessage, OwnerAnswer } from "@precopy/protocol";
 import { ControlChannel } from "@precopy/transport";
+import type { Security } from "@precopy/transport";
 import type { Attempt } from "./control-link.js";
 
 /** The arbiter's word on one attempt. */
@@ -13,6 +14,8 @@ export interface Arbitration {
 export interface CommitmentPorts {
   /** HOST:PORT of the target; what a journal says may make no sense. */
   readonly to: string;
+  /** What the target is shown. */
+  readonly security: Security | undefined;
   readonly attempt: Attempt;
   readonly handover: SourceHandover;
   readonly arbitration: Arbitration | undefined;
@@ -151,7 +154,7 @@ export class Commitment {
     const { handover } = this.#ports;
     let control = this.#control;
     try {
-      if (control === undefined || control.closed !== undefined) control = await ControlChannel.connect(parseAddress(this.#ports.to));
+      if (control === undefined || control.closed !== undefined) control = await this.#connect();
       let answer = await this.#question(control);
       this.#adopt(control);
       if (answer === "prepared" && isRevoking) {
@@ -171,6 +174,11 @@ export class Commitment {
     }
   }
 
+  #connect(): Promise<ControlChannel> {
+    const { to, security } = this.#ports;
+    return ControlChannel.connect(parseAddress(to), undefined, security);
+  }
+
   async #question(control: ControlChannel): Promise<OwnerAnswer> {
     const { attempt } = this.#ports;
     const answered = control.expect(["owner", "active"], ACTIVE_TIMEOUT_MS, silence("the question who owns the guest"));
@@ -184,7 +192,7 @@ export class Commitment {
     try {
       return await this.#question(control);
     } catch {
-      const fresh = await ControlChannel.connect(parseAddress(this.#ports.to));
+      const fresh = await this.#connect();
       this.#adopt(fresh);
       return this.#question(fresh);
     }

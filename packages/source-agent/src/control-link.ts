@@ -1,6 +1,7 @@
 import { MigrationError, REJOIN_AGAIN_MS, REJOIN_GRACE_MS } from "@precopy/protocol";
 import type { Address, ControlMessage, ControlType, Message } from "@precopy/protocol";
 import { ControlChannel } from "@precopy/transport";
+import type { Security } from "@precopy/transport";
 
 /** The attempt that a control channel speaks for. */
 export interface Attempt {
@@ -19,6 +20,7 @@ const FINAL: readonly string[] = ["ERR_NO_MIGRATION", "ERR_PROTOCOL_VERSION", "E
 export class ControlLink {
   readonly #to: Address;
   readonly #attempt: Attempt;
+  readonly #security: Security | undefined;
   #channel: ControlChannel;
   #isLasting = false;
   readonly #ended = new AbortController();
@@ -36,7 +38,7 @@ export class ControlLink {
   /** Rejects when it is closed, or dead. */
   readonly #end: Promise<never>;
 
-  constructor(channel: ControlChannel, to: Address, attempt: Attempt) {
+  constructor(channel: ControlChannel, to: Address, attempt: Attempt, security?: Security) {
     this.#end = new Promise((_, reject) => {
       this.#ended.signal.addEventListener("abort", () => reject(MigrationError.from(this.#ended.signal.reason)), { once: true });
     });
@@ -44,6 +46,7 @@ export class ControlLink {
     this.#channel = channel;
     this.#to = to;
     this.#attempt = attempt;
+    this.#security = security;
     this.#watch();
   }
 
@@ -121,7 +124,7 @@ export class ControlLink {
 
   async #joinOnce(wasSilent: boolean, withinMs: number): Promise<void> {
     const signal = AbortSignal.any([AbortSignal.timeout(withinMs), this.#ended.signal]);
-    const channel = await ControlChannel.connect(this.#to, signal);
+    const channel = await ControlChannel.connect(this.#to, signal, this.#security);
     try {
       const answered = channel.expect(
         ["rejoined"],

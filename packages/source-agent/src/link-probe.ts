@@ -38,11 +38,11 @@ export interface ProbedLink {
  * @throws {MigrationError} the target's refusal, or what a migration would fail with.
  */
 export async function probeLink(transfer: Transfer, populated: Bitmap, zeroPageMs: number, signal: AbortSignal): Promise<ProbedLink> {
-  const { guest, to, attempt, parameters } = transfer;
-  const pump = choosePump(parameters.pump);
-  checkCongestionControl(parameters.congestionControl, pump);
+  const { guest, to, attempt, parameters, options } = transfer;
+  const pump = choosePump(parameters.pump, options.security);
+  checkCongestionControl(parameters.congestionControl);
   const started = performance.now();
-  const control = new ControlLink(await ControlChannel.connect(to, signal), to, attempt);
+  const control = new ControlLink(await ControlChannel.connect(to, signal, options.security), to, attempt, options.security);
   let failure: MigrationError | undefined;
   const over = new MigrationError("ERR_CANCELLED", "It was a probe of the link, and is over");
   try {

@@ -40,7 +40,7 @@ import {
   holdCompiler,
   peerError,
 } from "@precopy/transport";
-import type { ChannelThreads, PumpKind, ServedPages } from "@precopy/transport";
+import type { ChannelThreads, PumpKind, Security, ServedPages } from "@precopy/transport";
 import { arbitrationOf } from "./arbitration.js";
 import { Commitment } from "./commitment.js";
 import { ControlLink } from "./control-link.js";
@@ -51,7 +51,7 @@ import { likelyCosts } from "./plan.js";
 import type { HandoverCosts } from "./plan.js";
 import { PostcopyServing } from "./postcopy-serving.js";
 import type { PostcopyResult } from "./postcopy-serving.js";
-import { beAdmitted, makePageLink, silence } from "./transfer.js";
+import { beAdmitted, channelAccess, makePageLink, silence } from "./transfer.js";
 import type { Admitted, Transfer } from "./transfer.js";
 
 /** What an agent can be made to do without, to measure what it saves; all on by default. */
@@ -67,6 +67,8 @@ export interface SourceAgentOptions extends SourceSwitches {
   readonly guests: GuestHost;
   readonly threads: ChannelThreads;
   readonly release: string;
+  /** What it shows to targets, and wants to see of them; default: nothing. */
+  readonly security?: Security;
   /** Undefined: the two sides decide alone. */
   readonly arbiter: NamedArbiter | undefined;
   /** Where this agent listens, for the target's operator; undefined if nobody can ask it. */
@@ -267,9 +269,9 @@ export class OutgoingMigration {
       throw new MigrationError("ERR_BUSY", `Guest ${guest.manifest.id} still fetches its memory from where it ran before`);
     if (guest.dirtyLog === "barrier" && guest.hasDirectWriter)
       throw new MigrationError("ERR_UNTRACKED_WRITES", "A workload writes guest memory directly, which the barrier dirty log cannot see");
-    const pump = choosePump(parameters.pump);
+    const pump = choosePump(parameters.pump, this.#options.security);
     this.#pump = pump;
-    checkCongestionControl(parameters.congestionControl, pump); // a channel that was refused it would be made again, and refused again
+    checkCongestionControl(parameters.congestionControl); // a channel that was refused it would be made again, and refused again
     this.#emit({
       type: "started",
       guest: guest.manifest.id,
@@ -283,8 +285,8 @@ export class OutgoingMigration {
     await this.#reached;
     await this.#options.registry.journal.sync(guest.manifest.id); // a host that goes down must not forget that somebody may have a copy
     this.#abort.signal.throwIfAborted();
-    const channel = await ControlChannel.connect(this.to, this.#abort.signal);
-    const control = new ControlLink(channel, this.to, this.attempt);
+    const channel = await ControlChannel.connect(this.to, this.#abort.signal, this.#options.security);
+    const control = new ControlLink(channel, this.to, this.attempt, this.#options.security);
     this.#control = control;
     this.#abort.signal.addEventListener("abort", () => this.#leave(MigrationError.from(this.#abort.signal.reason)), { once: true });
     const admitted = await beAdmitted(control, this.#transfer);
@@ -391,7 +393,9 @@ export class OutgoingMigration {
   async #openFaults(): Promise<{ serving: FaultServing; served: ServedPages }> {
     const { guest, to } = this;
     const { session } = this.attempt;
-    const socket = await connectFaultChannel(to, { session, generation: 1 }, this.#abort.signal);
+    if (this.#admitted === undefined) throw new MigrationError("ERR_INTERNAL", "A fault channel before the admission");
+    const access = channelAccess(this.#admitted, this.#options);
+    const socket = await connectFaultChannel(to, { session, generation: 1 }, this.#abort.signal, access);
     const served = allocateServedPages(guest.memory.pages);
     const serving = await FaultServing.open(socket, this.#options.threads, this.#pump, guest.memory.share(), served);
     serving.onFailure = (error) => this.#migration?.fail(error); // until it serves
@@ -511,6 +515,7 @@ export class OutgoingMigration {
     this.#commitment = new Commitment(
       {
         to: formatAddress(this.to),
+        security: this.#options.security,
         attempt: this.attempt,
         handover: this.handover,
         arbitration: arbiter === undefined ? undefined : arbitrationOf(arbiter, this.attempt.guest, this.guest.epoch, this.epoch),

@@ -7,7 +7,7 @@ import type { PumpKind, ServedPages } from "@precopy/transport";
 import { ControlLink } from "./control-link.js";
 import type { LinkEvent, PageLink } from "./page-link.js";
 import { PushPace } from "./push-pace.js";
-import { makePageLink, silence } from "./transfer.js";
+import { channelAccess, makePageLink, silence } from "./transfer.js";
 import type { Admitted, Transfer } from "./transfer.js";
 
 /** On their way at the same time, so that nobody waits for an acknowledgement before there is more to send. */
@@ -294,8 +294,10 @@ export class PostcopyServing {
   async #open(): Promise<Life | Message<"placed">> {
     const { transfer, pump, admitted, served, onEvent } = this.#ports;
     const { to, attempt, guest, options } = transfer;
-    const control = new ControlLink(await ControlChannel.connect(to), to, attempt);
-    const link = makePageLink(control, transfer, pump, undefined, admitted, {
+    const { security } = options;
+    const control = new ControlLink(await ControlChannel.connect(to, undefined, security), to, attempt, security);
+    const here = { ...admitted }; // each life has a secret of its own, which comes with the answer
+    const link = makePageLink(control, transfer, pump, undefined, here, {
       fail: (error) => this.fail(error),
       onEvent,
       onMessage: (message) => this.onMessage(message),
@@ -309,10 +311,12 @@ export class PostcopyServing {
         control.close(new MigrationError("ERR_LINK_LOST", "Every page is at the target"));
         return answer;
       }
+      here.channelSecret = answer.channelSecret;
       this.#due.copy(this.#told);
       await link.open();
       const { session } = attempt;
-      const socket = await connectFaultChannel(to, { session, generation: ++this.#generation }, AbortSignal.timeout(TIMER_MS_MAX));
+      const access = channelAccess(here, options);
+      const socket = await connectFaultChannel(to, { session, generation: ++this.#generation }, AbortSignal.timeout(TIMER_MS_MAX), access);
       const faults = await FaultServing.open(socket, options.threads, pump, guest.memory.share(), served);
       return new Life(control, link, faults, transfer.parameters.maxPostcopyBandwidthBytesPerSecond);
     } catch (thrown) {

@@ -102,7 +102,8 @@ export class SourceAgent {
       this.#report = report;
       const { code, message, remedy } = error;
       this.#options.onEvent?.({ type: "failed", phase: migration.phase, code, message, remedy, report });
-      if (migration.isStateSent && sourceOwnsAgain(migration)) void tellAborted(to, migration.attempt, error, this.#ending.signal);
+      if (migration.isStateSent && sourceOwnsAgain(migration))
+        void tellAborted({ to, security: this.#options.security }, migration.attempt, error, this.#ending.signal);
       throw error;
     }
   }
@@ -174,6 +175,7 @@ export class SourceAgent {
     const commitment = new Commitment(
       {
         to: peer,
+        security: this.#options.security,
         attempt: { guest, epoch: committed.epoch, session },
         handover,
         arbitration: undefined, // nothing is left here that could be taken back

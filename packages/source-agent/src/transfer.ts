@@ -11,8 +11,9 @@ import {
 } from "@precopy/protocol";
 import type { Address, ControlMessage, MigrationParameters } from "@precopy/protocol";
 import { codecOfNode, hasCodec } from "@precopy/protocol/page-codec";
+import { ChannelKey } from "@precopy/security";
 import { LaneTable, PageChannel, connectPageChannel } from "@precopy/transport";
-import type { PumpKind } from "@precopy/transport";
+import type { ChannelAccess, PumpKind } from "@precopy/transport";
 import type { Attempt, ControlLink } from "./control-link.js";
 import type { SourceAgentOptions } from "./outgoing-migration.js";
 import { PageLink } from "./page-link.js";
@@ -43,6 +44,13 @@ export interface Admitted {
   readonly probeMs: number;
   /** All that it has. */
   readonly capabilities: readonly string[];
+  /** For a ChannelKey. */
+  readonly channelSecret: Uint8Array;
+}
+
+/** How channels of an admission get into the target. */
+export function channelAccess({ channelSecret }: Admitted, { security, threads }: SourceAgentOptions): ChannelAccess {
+  return { key: new ChannelKey(security?.token?.channelSecret(channelSecret) ?? channelSecret), security, threads };
 }
 
 /** Asks the target to take the guest. @throws {MigrationError} the target's refusal, ERR_PEER_DEAD, ERR_CAPABILITY if something is wanted that this side has not */
@@ -84,14 +92,15 @@ export function makePageLink(
   { guest, to, attempt, parameters, options }: Transfer,
   pump: PumpKind,
   hashes: HashTable | undefined,
-  { capabilities }: Admitted,
+  admitted: Admitted,
   events: TransferEvents,
 ): PageLink {
   const { session } = attempt;
+  const { capabilities } = admitted;
   const lanes = LaneTable.allocate(parameters.multifdChannels);
   const link = new PageLink(lanes, parameters.maxBandwidthBytesPerSecond, {
     open: async (channel, generation, signal) => {
-      const { socket, stored } = await connectPageChannel(to, { session, channel, generation }, signal);
+      const { socket, stored } = await connectPageChannel(to, { session, channel, generation }, signal, channelAccess(admitted, options));
       const opened = await PageChannel.open(socket, options.threads, {
         type: "send",
         pump,

@@ -12,7 +12,7 @@ import type { Admit, Target } from "./listening-target.js";
 
 /** Each offer that must be refused, why, and what the refusal has to name. */
 const REFUSED: readonly (readonly [what: string, admit: Admit, code: ErrorCode, names: RegExp])[] = [
-  ["another protocol version", offer({ protocolVersion: PROTOCOL_VERSION + 1 }), "ERR_PROTOCOL_VERSION", /version 4, we speak 3/],
+  ["another protocol version", offer({ protocolVersion: PROTOCOL_VERSION + 1 }), "ERR_PROTOCOL_VERSION", /version 5, we speak 4/],
   ["an older protocol version", offer({ protocolVersion: 0 }), "ERR_PROTOCOL_VERSION", /version 0/],
   ["another page size", offer({ pageBytes: 65536 }), "ERR_PAGE_SIZE", /65536 B/],
   ["another byte order", offer({ endianness: endianness() === "LE" ? "BE" : "LE" }), "ERR_ENDIANNESS", /host is (LE|BE)/],

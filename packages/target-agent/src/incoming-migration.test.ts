@@ -22,6 +22,7 @@ async function admitted(context: TestContext, isDigestOn: boolean) {
     target.address,
     { session: admit.session, channel: 0, generation: 1 },
     new AbortController().signal,
+    { key: target.key() },
   );
   const channel = await PageChannel.open(socket, target.threads, {
     type: "send",

@@ -2,8 +2,18 @@ import { Guest, joinDigests } from "@precopy/guest";
 import type { Arbiter, GuestHost, GuestRegistry, GuestState, HashTable, Reservation } from "@precopy/guest";
 import { MigrationError, RECEIVING_GRACE_MS, admitted, formatAddress, parseAddress, stepTarget } from "@precopy/protocol";
 import type { HandoverEffect, Message, Ownership, TargetEvent, TargetPhase, TargetState } from "@precopy/protocol";
+import { ChannelKey, KeyRing } from "@precopy/security";
 import { LaneTable, PageReceiver, holdCompiler } from "@precopy/transport";
-import type { ChannelName, ChannelSocket, ChannelThreads, ControlChannel, FaultChannelName, PumpKind } from "@precopy/transport";
+import type {
+  ChannelName,
+  ChannelSocket,
+  ChannelThreads,
+  ControlChannel,
+  FaultChannelName,
+  PumpKind,
+  Security,
+  ShownKey,
+} from "@precopy/transport";
 import { Fetching } from "./fetching.js";
 
 export interface TargetAgentOptions {
@@ -12,6 +22,8 @@ export interface TargetAgentOptions {
   readonly threads: ChannelThreads;
   /** How this side reads page channels. */
   readonly pump: PumpKind;
+  /** What channels have to show goes by it; default: nothing but what the target has told their source. */
+  readonly security?: Security;
   /** Reported to the peer and in the log. */
   readonly release: string;
   /** And the name under which this agent owns guests there; undefined: the two sides decide alone. */
@@ -36,6 +48,9 @@ const TELL_MS = 10;
 export class IncomingMigration {
   readonly guest: Guest;
   readonly session: string;
+  /** What the source is told, and channels have to know. */
+  channelSecret = ChannelKey.fresh();
+  #keys: KeyRing;
   readonly #options: TargetAgentOptions;
   readonly #admit: Message<"admit">;
   readonly #reservation: Reservation;
@@ -71,6 +86,7 @@ export class IncomingMigration {
     this.#admit = admit;
     this.#reservation = reservation;
     this.#options = options;
+    this.#keys = this.#keysOf(this.channelSecret);
     this.#state = admitted(admit.epoch);
     this.#hashes = admit.digest ? guest.freshHashTable() : undefined;
     this.#fetching = admit.postcopy ? new Fetching(guest, options.guests.memory, options.threads, this.#hashes) : undefined;
@@ -88,6 +104,10 @@ export class IncomingMigration {
       if (this.isUndecided) this.#discardAndForget(error);
     };
     guest.onTicked = (gapMs) => this.#control.send({ type: "arrived", epoch: admit.epoch, guestGapMs: gapMs, ranAt: guest.ranAt ?? null });
+  }
+
+  #keysOf(secret: Uint8Array): KeyRing {
+    return new KeyRing(this.#options.security?.token?.channelSecret(secret) ?? secret);
   }
 
   #openPages(): PageReceiver {
@@ -170,12 +190,16 @@ export class IncomingMigration {
     };
   }
 
-  openChannel(name: ChannelName, socket: ChannelSocket): boolean {
+  /** @throws {MigrationError} ERR_CHANNEL_KEY, ERR_KEY_REPLAYED */
+  openChannel(name: ChannelName & ShownKey, socket: ChannelSocket): boolean {
+    this.#keys.use({ kind: "pages", ...name }, name.key);
     return (this.#state.phase === "receiving" || this.isFetching) && this.#pages.accept(name, socket);
   }
 
-  openFaultChannel({ generation }: FaultChannelName, socket: ChannelSocket): boolean {
-    return this.#fetching?.connect(generation, socket) === true;
+  /** @throws {MigrationError} ERR_CHANNEL_KEY, ERR_KEY_REPLAYED */
+  openFaultChannel(name: FaultChannelName & ShownKey, socket: ChannelSocket): boolean {
+    this.#keys.use({ kind: "faults", channel: 0, ...name }, name.key);
+    return this.#fetching?.connect(name.generation, socket) === true;
   }
 
   /** The guest runs here, and some of its memory is at the source. */
@@ -215,6 +239,8 @@ export class IncomingMigration {
     if (!this.isFetching) return this.allSent({ type: "all-sent", epoch: this.#admit.epoch }, control); // it has not heard yet
     await this.#pages.end(); // the lanes of the life before may lie elsewhere
     this.#pages = this.#openPages();
+    this.channelSecret = ChannelKey.fresh(); // its channels' generations begin anew, and no key is good twice
+    this.#keys = this.#keysOf(this.channelSecret);
     this.#control = control;
     this.#tellMissing();
   }
@@ -222,7 +248,7 @@ export class IncomingMigration {
   #tellMissing(): void {
     const { epoch } = this.#admit;
     for (const piece of this.#fetching?.pieces() ?? []) this.#control.send({ type: "missing", epoch, ...piece });
-    this.#control.send({ type: "serving", epoch });
+    this.#control.send({ type: "serving", epoch, channelSecret: this.channelSecret });
   }
 
   /** The source has sent everything that it knew to be missing. @throws {MigrationError} ERR_BAD_MESSAGE */

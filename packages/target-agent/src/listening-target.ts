@@ -7,8 +7,9 @@ import type { TestContext } from "node:test";
 import { GuestRegistry, Journal, MemoryService, SegmentPool, VcpuThreads, WorkloadCatalogue } from "@precopy/guest";
 import { MigrationError, PAGE_BYTES, PROTOCOL_VERSION } from "@precopy/protocol";
 import type { Address, Message, Ownership } from "@precopy/protocol";
+import { ChannelKey } from "@precopy/security";
 import { AgentPort, ChannelThreads, ControlChannel } from "@precopy/transport";
-import type { ChannelName, ChannelSocket } from "@precopy/transport";
+import type { ChannelName, ChannelSocket, ShownKey } from "@precopy/transport";
 import { TargetAgent } from "./target-agent.js";
 
 export const workloads = new WorkloadCatalogue();
@@ -59,6 +60,8 @@ export interface Target {
   readonly threads: ChannelThreads;
   /** Offers a guest on a channel of its own; resolves when it is admitted. */
   offer(admit: Admit): Promise<ControlChannel>;
+  /** Of the latest admission. */
+  key(): ChannelKey;
 }
 
 /** Tells how much memory was ever asked for. */
@@ -89,7 +92,7 @@ export async function listen(context: TestContext, memoryLimitBytes?: number): P
   const agent = new TargetAgent({ registry, guests, threads: channels, pump: "portable", release: "1.0.0", arbiter: undefined, ownership });
   const handlers = {
     onControl: (control: ControlChannel) => agent.onControl(control),
-    onPageChannel: (name: ChannelName, socket: ChannelSocket) => agent.onPageChannel(name, socket),
+    onPageChannel: (name: ChannelName & ShownKey, socket: ChannelSocket) => agent.onPageChannel(name, socket),
     onFaultChannel: () => false,
   };
   const port = await AgentPort.listen({ host: "127.0.0.1", port: 0 }, handlers, "1.0.0");
@@ -100,18 +103,23 @@ export async function listen(context: TestContext, memoryLimitBytes?: number): P
     journal.close();
     rmSync(folder, { recursive: true });
   });
+  let key: ChannelKey | undefined;
   return {
     registry,
     agent,
     segments,
     address: port.address,
     threads: channels,
+    key: () => {
+      if (key === undefined) throw new MigrationError("ERR_INTERNAL", "Nothing was admitted");
+      return key;
+    },
     offer: async (admit) => {
       const control = await ControlChannel.connect(port.address);
       context.after(() => control.close(new MigrationError("ERR_LINK_LOST", "the test is over")));
       const admitted = control.expect(["admitted"], 5000, () => new MigrationError("ERR_PEER_DEAD", "no answer"));
       control.send(admit);
-      await admitted;
+      key = new ChannelKey((await admitted).channelSecret);
       return control;
     },
   };

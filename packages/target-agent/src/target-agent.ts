@@ -3,7 +3,7 @@ import type { MemoryService } from "@precopy/guest";
 import { HANDSHAKE_TIMEOUT_MS, MigrationError, ownerAnswer } from "@precopy/protocol";
 import type { ControlMessage, Message, OwnerAnswer, Ownership } from "@precopy/protocol";
 import { peerError } from "@precopy/transport";
-import type { ChannelName, ChannelSocket, ControlChannel, FaultChannelName } from "@precopy/transport";
+import type { ChannelName, ChannelSocket, ControlChannel, FaultChannelName, ShownKey } from "@precopy/transport";
 import { CAPABILITIES, checkAdmission } from "./admission.js";
 import { IncomingMigration } from "./incoming-migration.js";
 import type { TargetAgentOptions } from "./incoming-migration.js";
@@ -55,12 +55,19 @@ export class TargetAgent {
     };
   }
 
-  onPageChannel(name: ChannelName, socket: ChannelSocket): boolean {
+  /** @throws {MigrationError} ERR_CHANNEL_KEY, ERR_KEY_REPLAYED */
+  onPageChannel(name: ChannelName & ShownKey, socket: ChannelSocket): boolean {
     return this.#incoming?.session === name.session && this.#incoming.openChannel(name, socket);
   }
 
-  onFaultChannel(name: FaultChannelName, socket: ChannelSocket): boolean {
+  /** @throws {MigrationError} ERR_CHANNEL_KEY, ERR_KEY_REPLAYED */
+  onFaultChannel(name: FaultChannelName & ShownKey, socket: ChannelSocket): boolean {
     return this.#incoming?.session === name.session && this.#incoming.openFaultChannel(name, socket);
+  }
+
+  /** A channel may come for the guest that is on its way here, or fetches its memory. */
+  get isExpectingChannels(): boolean {
+    return this.#incoming?.isUndecided === true || this.#incoming?.isFetching === true;
   }
 
   /** The guest that runs here and fetches some of its memory; undefined if there is none. */
@@ -198,6 +205,7 @@ export class TargetAgent {
         pump,
         probeMs: 2 * (await hopMs(guests.memory)),
         capabilities: [...CAPABILITIES],
+        channelSecret: this.#incoming.channelSecret,
       });
     } catch (thrown) {
       const error = MigrationError.from(thrown);

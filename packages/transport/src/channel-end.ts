@@ -16,8 +16,8 @@ import { ChannelStopped, PageStore } from "./page-store.js";
 import { PostcopyStore } from "./postcopy-store.js";
 import { DirectSendPump, receiveDirect } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
-import { checkCongestionControl } from "./pump.js";
 import type { PumpKind, SendPump } from "./pump.js";
+import { closedTooEarly } from "./take-descriptor.js";
 import { collectDropped } from "./young-garbage.js";
 
 /** What the receiving threads have to know of post-copy; see PostcopyStore and PagePlacer. */
@@ -33,7 +33,7 @@ export interface ChannelSetup {
   readonly generation: number;
   readonly lanes: SharedLanes;
   readonly pump: PumpKind;
-  /** Undefined where the socket itself is handed over, on the main thread. */
+  /** Undefined where the end has its socket already. */
   readonly fd: number | undefined;
   readonly memory: SharedMemory;
   /** Undefined with the digest off. */
@@ -49,8 +49,6 @@ export type ToChannel =
       readonly choices?: readonly BlockCompression[];
       /** See PackerSource. */
       readonly xbzrleCacheBytes?: number;
-      /** Default auto; a name is the direct pump's to set. */
-      readonly congestionControl?: string;
       /** Default vector. */
       readonly zeroCheck?: ZeroCheck;
       /** See PackerSource. */
@@ -76,7 +74,6 @@ export type ToChannel =
 export type FromChannel =
   /** Once, when the thread has loaded its modules. */
   | { readonly type: "up" }
-  | { readonly type: "ready"; readonly congestionControl: string | undefined }
   | ({ readonly type: "sent"; readonly round: number } & RoundSent)
   /** lanes: bits of those whose round has ended. packets: received since this generation of the channel began, this FLUSH included. */
   | {
@@ -104,7 +101,7 @@ export class ChannelEnd {
   #busy: Promise<void> = Promise.resolve();
   #isEnded = false;
 
-  /** @param socket given only on the main thread, where no descriptor can be taken over. */
+  /** @param socket in place of a descriptor: with TLS, and on the main thread, where none can be taken over. */
   constructor(reply: (message: FromChannel) => void, socket: Socket | undefined) {
     this.#reply = reply;
     this.#socket = socket;
@@ -137,10 +134,9 @@ export class ChannelEnd {
   #startSending(setup: ToChannel & { type: "send" }): void {
     const memory = new GuestMemory(setup.memory);
     const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
-    if (setup.pump !== "direct") checkCongestionControl(setup.congestionControl ?? "auto", setup.pump);
     const pump =
       setup.pump === "direct" && setup.fd !== undefined
-        ? new DirectSendPump(setup.fd, memory, mayGoOn, setup.congestionControl)
+        ? new DirectSendPump(setup.fd, memory, mayGoOn)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
     const { compression, choices = ["lz4"], xbzrleCacheBytes = 0, zeroCheck = "vector", sentPages } = setup;
@@ -148,7 +144,6 @@ export class ChannelEnd {
     const codec = codecsFor(setup.pump);
     const source = { memory, hashes: this.#hashes, lanes, compression, choices, xbzrleCacheBytes, codec, zeroCheck, sentPages };
     this.#sender = { packer: new PagePacker(source, pump), pump, pages: memory.pages };
-    this.#reply({ type: "ready", congestionControl: pump instanceof DirectSendPump ? pump.congestionControl : undefined });
   }
 
   async #receive(setup: ToChannel & { type: "receive" }): Promise<void> {
@@ -178,8 +173,8 @@ export class ChannelEnd {
 
   /** A socket of this thread's own over the descriptor, which it closes with itself. */
   #socketOf({ fd }: ChannelSetup): Socket {
-    if (this.#socket !== undefined) return this.#socket;
-    if (fd === undefined) throw new MigrationError("ERR_INTERNAL", "A channel without a socket");
+    if (this.#socket?.destroyed === false) return this.#socket;
+    if (fd === undefined) throw closedTooEarly(); // what there was of it tells nobody any more
     return new Socket({ fd, readable: true, writable: true });
   }
 

@@ -1,15 +1,11 @@
+import type { IncomingMessage } from "node:http";
 import WebSocket from "ws";
-import {
-  CONNECT_TIMEOUT_MS,
-  CONTROL_MESSAGE_BYTES_MAX,
-  HEARTBEAT_MS,
-  MigrationError,
-  PEER_DEAD_MS,
-  formatAddress,
-  isErrorCode,
-} from "@precopy/protocol";
+import { CONTROL_MESSAGE_BYTES_MAX, HEARTBEAT_MS, MigrationError, PEER_DEAD_MS, formatAddress, isErrorCode } from "@precopy/protocol";
 import { decodeControl, encodeControl } from "@precopy/protocol/control";
 import type { Address, ControlMessage, ControlType, Message } from "@precopy/protocol";
+import { OPEN, connectTo, proveToken, whileWanted } from "./dial.js";
+import type { Security } from "./dial.js";
+import { refusalIn } from "./refusal.js";
 
 export const CONTROL_PATH = "/v1/control";
 
@@ -53,32 +49,45 @@ export class ControlChannel {
     this.#beat();
   }
 
-  /** @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT */
-  static async connect(to: Address, signal?: AbortSignal): Promise<ControlChannel> {
-    const socket = new WebSocket(`ws://${formatAddress(to)}${CONTROL_PATH}`, {
+  /** @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT, and why the agent there does not let us in, or is not to be trusted */
+  static async connect(to: Address, signal?: AbortSignal, security: Security = OPEN): Promise<ControlChannel> {
+    const peer = formatAddress(to);
+    const connected = await connectTo(to, security, signal);
+    const proof = await proveToken(connected, to, security, CONTROL_PATH);
+    const socket = new WebSocket(`ws://${peer}${CONTROL_PATH}`, {
       perMessageDeflate: false,
       maxPayload: CONTROL_MESSAGE_BYTES_MAX,
-      handshakeTimeout: CONNECT_TIMEOUT_MS,
+      createConnection: () => connected,
+      ...(proof !== undefined && { headers: { authorization: proof.authorization } }),
     });
-    const abort = (): void => socket.terminate();
-    signal?.addEventListener("abort", abort, { once: true });
-    if (signal?.aborted === true) abort(); // before we listened
     try {
       // In the turn of the event itself: what the peer sent right behind its answer finds the channel's listeners there.
-      return await new Promise<ControlChannel>((resolve, reject) => {
+      const opened = new Promise<ControlChannel>((resolve, reject) => {
+        let answer: IncomingMessage | undefined;
+        socket.once("upgrade", (upgraded) => (answer = upgraded));
+        socket.once("unexpected-response", (_request, response) => {
+          const refused = refusalIn((name) => [response.headers[name]].flat()[0], peer);
+          reject(refused ?? new MigrationError("ERR_NOT_AN_AGENT", `${peer} answered ${response.statusCode ?? ""} to a control channel`));
+        });
         socket.once("error", reject);
-        socket.once("open", () => resolve(new ControlChannel(socket)));
+        socket.once("open", () => {
+          try {
+            proof?.check(answer?.headers ?? {});
+            resolve(new ControlChannel(socket));
+          } catch (error) {
+            reject(MigrationError.from(error));
+          }
+        });
       });
+      return await whileWanted(connected, signal, () => opened);
     } catch (cause) {
       socket.on("error", () => {}); // terminate() reports once more that it was not open
       socket.terminate();
+      if (cause instanceof MigrationError) throw cause;
       const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
-      const isHttp = cause instanceof Error && /Unexpected server response|Parse Error|Invalid/i.test(`${cause.message} ${code}`);
-      if (isHttp || code.startsWith("HPE_"))
-        throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} does not speak our protocol`, { cause });
-      throw new MigrationError("ERR_UNREACHABLE", `Cannot reach ${formatAddress(to)}`, { cause });
-    } finally {
-      signal?.removeEventListener("abort", abort);
+      const isHttp = cause instanceof Error && /Parse Error|Invalid/i.test(`${cause.message} ${code}`);
+      if (isHttp || code.startsWith("HPE_")) throw new MigrationError("ERR_NOT_AN_AGENT", `${peer} does not speak our protocol`, { cause });
+      throw new MigrationError("ERR_UNREACHABLE", `Cannot reach ${peer}`, { cause });
     }
   }
 

@@ -2,8 +2,7 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";
-import { connect, createServer } from "node:net";
-import type { Socket } from "node:net";
+import { Socket, connect, createServer } from "node:net";
 import { after, describe, it } from "node:test";
 import type { TestContext } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
@@ -36,10 +35,11 @@ import {
   encodeHeader,
 } from "@precopy/protocol";
 import type { ErrorCode, PacketHeader } from "@precopy/protocol";
+import { ChannelThreads } from "./channel-threads.js";
 import { FaultHandling, FaultServing } from "./fault-channel.js";
 import { allocateServedPages } from "./fault-server.js";
 import type { ServedPages } from "./fault-server.js";
-import { ChannelThreads, connectFaultChannel } from "./page-channel.js";
+import { connectFaultChannel } from "./page-channel.js";
 import { PagePlacer } from "./page-placer.js";
 import { AgentPort } from "./port.js";
 import type { PumpKind } from "./pump.js";
@@ -540,6 +540,7 @@ class Target {
 
   async dial(generation: number): Promise<Socket> {
     const socket = await connectFaultChannel(this.port.address, { session: this.session, generation }, new AbortController().signal);
+    assert.ok(socket instanceof Socket);
     socket.on("error", () => {}); // being cut off is what many of these are about
     return socket;
   }

@@ -1,23 +1,25 @@
 import type { Socket } from "node:net";
 import type { HashTable, SharedMemory } from "@precopy/guest";
-import { Bell, isLinuxAvailable } from "@precopy/linux";
+import { Bell } from "@precopy/linux";
 import type { NativeThread, SocketHandle } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
 import type { FaultStatistics } from "@precopy/protocol";
 import { FaultEnd } from "./fault-end.js";
 import type { FromFaultEnd, ToFaultEnd } from "./fault-end.js";
 import type { ServedPages } from "./fault-server.js";
+import type { ChannelThreads } from "./channel-threads.js";
 import { switchingToFaults } from "./page-channel.js";
-import type { ChannelThreads } from "./page-channel.js";
+import type { ChannelSocket } from "./page-channel.js";
 import type { PumpKind } from "./pump.js";
-import { closedTooEarly, takeDescriptor } from "./take-descriptor.js";
+import { SecuredSocket } from "./secured-socket.js";
+import { closedTooEarly, mayTakeDescriptor, takeDescriptor } from "./take-descriptor.js";
 
 /** The source's end of one life of a fault channel: answers whatever the target asks for. */
 export class FaultServing {
   readonly #threads: ChannelThreads;
   readonly #thread: NativeThread | undefined;
   readonly #handle: SocketHandle | undefined;
-  readonly #socket: Socket;
+  readonly #socket: Socket | undefined;
   readonly #stop = new Int32Array(new SharedArrayBuffer(4));
   readonly #ended: Promise<void>;
   #markEnded: () => void = () => {};
@@ -28,11 +30,16 @@ export class FaultServing {
   /** It ended without being told to. */
   onFailure: (error: MigrationError) => void = () => {};
 
-  private constructor(threads: ChannelThreads, handle: SocketHandle | undefined, socket: Socket) {
+  private constructor(
+    threads: ChannelThreads,
+    thread: NativeThread | undefined,
+    handle: SocketHandle | undefined,
+    socket: Socket | undefined,
+  ) {
     this.#threads = threads;
     this.#handle = handle;
     this.#socket = socket;
-    this.#thread = handle === undefined ? undefined : threads.take();
+    this.#thread = thread;
     this.#thread?.on("message", this.#onMessage).on("error", this.#onError);
     this.#ended = new Promise((resolve) => {
       this.#markEnded = resolve;
@@ -41,19 +48,26 @@ export class FaultServing {
 
   /** @param socket from connectFaultChannel. @param memory of a guest that stands still here. @throws {MigrationError} ERR_LINK_LOST */
   static async open(
-    socket: Socket,
+    socket: ChannelSocket,
     threads: ChannelThreads,
     pump: PumpKind,
     memory: SharedMemory,
     served: ServedPages,
   ): Promise<FaultServing> {
     if (socket.destroyed) throw closedTooEarly();
-    const handle = isLinuxAvailable ? await takeDescriptor(socket) : undefined;
-    const serving = new FaultServing(threads, handle, socket);
+    const order = { type: "serve-faults", pump, memory, served } as const;
+    if (socket instanceof SecuredSocket) {
+      const { thread, handle } = socket.release();
+      const serving = new FaultServing(threads, thread, handle, undefined);
+      thread.postMessage({ ...order, pump: "portable", fd: undefined, stop: serving.#stop } satisfies ToFaultEnd);
+      return serving;
+    }
+    const handle = mayTakeDescriptor(socket) ? await takeDescriptor(socket) : undefined;
+    const serving = new FaultServing(threads, handle && threads.take(), handle, socket);
     const fd = handle === undefined ? undefined : pump === "direct" ? handle.fd : handle.duplicate(); // a socket of Node's closes its own
-    const order: ToFaultEnd = { type: "serve-faults", pump, fd, memory, served, stop: serving.#stop };
-    if (serving.#thread !== undefined) serving.#thread.postMessage(order);
-    else new FaultEnd((message) => serving.#receive(message), socket).handle(order);
+    const whole: ToFaultEnd = { ...order, fd, stop: serving.#stop };
+    if (serving.#thread !== undefined) serving.#thread.postMessage(whole);
+    else new FaultEnd((message) => serving.#receive(message), socket).handle(whole);
     return serving;
   }
 
@@ -63,7 +77,7 @@ export class FaultServing {
     if (!this.#isOver) {
       Atomics.store(this.#stop, 0, 1);
       this.#handle?.shutdown();
-      this.#socket.destroy();
+      this.#socket?.destroy();
     }
     await this.#ended;
   }
@@ -121,8 +135,8 @@ export class FaultHandling {
   }
 
   /** @param socket on which the Upgrade to a fault channel has come, and nothing else. @throws {MigrationError} ERR_LINK_LOST */
-  async connect(generation: number, socket: Socket): Promise<void> {
-    const handle = await takeDescriptor(socket);
+  async connect(generation: number, socket: ChannelSocket): Promise<void> {
+    const handle = socket instanceof SecuredSocket ? socket.relay() : await takeDescriptor(socket);
     if (this.#isOver) return handle.close();
     this.#handles.set(generation, handle);
     this.#tell({ type: "fault-channel", generation, fd: handle.fd, answer: switchingToFaults() });

@@ -10,12 +10,13 @@ import { serveFaultsDirect, serveFaultsPortable } from "./fault-server.js";
 import type { ServedPages } from "./fault-server.js";
 import { ChannelStopped } from "./page-store.js";
 import type { PumpKind } from "./pump.js";
+import { closedTooEarly } from "./take-descriptor.js";
 
 /** Serves one fault channel until it ends. */
 export interface ServeFaults {
   readonly type: "serve-faults";
   readonly pump: PumpKind;
-  /** Undefined where the socket itself is handed over, on the main thread. */
+  /** Undefined where the end has its socket already. */
   readonly fd: number | undefined;
   readonly memory: SharedMemory;
   readonly served: ServedPages;
@@ -32,7 +33,7 @@ export class FaultEnd {
   readonly #reply: (message: FromFaultEnd) => void;
   readonly #socket: Socket | undefined;
 
-  /** @param socket given only on the main thread, where no descriptor can be taken over. */
+  /** @param socket in place of a descriptor: with TLS, and on the main thread, where none can be taken over. */
   constructor(reply: (message: FromFaultEnd) => void, socket: Socket | undefined) {
     this.#reply = reply;
     this.#socket = socket;
@@ -43,12 +44,18 @@ export class FaultEnd {
     else if (message.type === "handle-faults" && parentPort !== null) new FaultHandler(parentPort, message).run();
   }
 
+  #socketOf(fd: number | undefined): Socket {
+    if (this.#socket?.destroyed === false) return this.#socket;
+    if (fd === undefined) throw closedTooEarly(); // what there was of it tells nobody any more
+    return new Socket({ fd, readable: true, writable: true });
+  }
+
   async #serve({ pump, fd, memory, served, stop }: ServeFaults): Promise<void> {
     const service = { memory: new GuestMemory(memory), served };
     const mayGoOn = (): boolean => Atomics.load(stop, 0) === 0;
     try {
       if (pump === "direct" && fd !== undefined) serveFaultsDirect(fd, service, mayGoOn);
-      else await serveFaultsPortable(this.#socket ?? new Socket({ fd: fd!, readable: true, writable: true }), service, mayGoOn);
+      else await serveFaultsPortable(this.#socketOf(fd), service, mayGoOn);
       this.#reply({ type: "serving-ended", code: undefined, message: "" });
     } catch (thrown) {
       const { code, message } = MigrationError.from(thrown);

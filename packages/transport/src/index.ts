@@ -1,5 +1,8 @@
+export * from "./channel-threads.js";
 export * from "./compiler-hold.js";
 export * from "./control-channel.js";
+export { OPEN } from "./dial.js";
+export type { Security } from "./dial.js";
 export * from "./fault-channel.js";
 export { allocateServedPages } from "./fault-server.js";
 export type { ServedPages } from "./fault-server.js";
@@ -10,4 +13,5 @@ export * from "./page-receiver.js";
 export * from "./page-store.js";
 export * from "./port.js";
 export * from "./pump.js";
+export * from "./tls-cost.js";
 export * from "./who-owns.js";

@@ -1,13 +1,13 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { createServer } from "node:net";
-import type { Socket } from "node:net";
+import { Socket, createServer } from "node:net";
 import { describe, it } from "node:test";
 import type { TestContext } from "node:test";
 import { NativeThread, isLinuxAvailable } from "@precopy/linux";
 import type { Address } from "@precopy/protocol";
-import { ChannelThreads, PageChannel, choosePump, connectPageChannel, switching } from "./page-channel.js";
+import { ChannelThreads } from "./channel-threads.js";
+import { PageChannel, choosePump, connectPageChannel, switching } from "./page-channel.js";
 import { LaneTable } from "./lane-table.js";
 import { WHOLE, allocate, fillRandom } from "./recorded-packets.js";
 
@@ -62,6 +62,7 @@ describe("connectPageChannel", () => {
     });
     const { socket } = await connectPageChannel(address, NAME, never());
     context.after(() => socket.destroy());
+    assert.ok(socket instanceof Socket);
     assert.equal(socket.read(), null);
   });
 
@@ -324,6 +325,7 @@ describe("PageChannel", { skip: isLinuxAvailable ? false : "without system calls
   it("cannot be opened on a connection that is closed already", async (context) => {
     const address = await serve(context, (socket) => socket.write(SWITCHING));
     const { socket } = await connectPageChannel(address, NAME, never());
+    assert.ok(socket instanceof Socket);
     const closed = once(socket, "close");
     socket.destroy();
     await closed;

@@ -1,22 +1,32 @@
-import { once } from "node:events";
-import { createConnection } from "node:net";
 import type { Socket } from "node:net";
-import { NativeThread, isLinuxAvailable } from "@precopy/linux";
-import type { SocketHandle } from "@precopy/linux";
-import { CHANNELS_MAX, CONNECT_TIMEOUT_MS, HTTP_HEADER_BYTES_MAX, MigrationError, formatAddress } from "@precopy/protocol";
+import { isLinuxAvailable } from "@precopy/linux";
+import type { NativeThread, SocketHandle } from "@precopy/linux";
+import { CHANNELS_MAX, MigrationError, formatAddress } from "@precopy/protocol";
 import type { Address } from "@precopy/protocol";
+import { ALPN_CHANNEL } from "@precopy/security";
+import type { ChannelKey } from "@precopy/security";
 import { ChannelEnd } from "./channel-end.js";
 import type { ChannelRemains, FromChannel, ToChannel } from "./channel-end.js";
+import type { ChannelThreads } from "./channel-threads.js";
+import { OPEN, connectTcp, shakeHands, whileWanted } from "./dial.js";
+import type { Security } from "./dial.js";
+import { formatHead, readHead } from "./http-head.js";
+import type { HttpHead } from "./http-head.js";
 import type { LanePoint } from "./lane-table.js";
 import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
+import { setCongestionControl } from "./pump.js";
 import type { PumpKind } from "./pump.js";
-import { closedTooEarly, takeDescriptor } from "./take-descriptor.js";
+import { refusalIn } from "./refusal.js";
+import { SecuredSocket } from "./secured-socket.js";
+import { closedTooEarly, mayTakeDescriptor, takeDescriptor } from "./take-descriptor.js";
 
 export const PAGES_PATH = "/v1/pages";
 export const PAGES_PROTOCOL = "precopy-pages/1";
 export const FAULTS_PATH = "/v1/faults";
 export const FAULTS_PROTOCOL = "precopy-faults/1";
 const STORED_HEADER = "Precopy-Stored";
+/** Shows that an Upgrade comes from whoever was admitted; see ChannelKey. */
+export const KEY_HEADER = "Precopy-Key";
 
 /** The target's answer to the Upgrade, with what it holds of the lanes the channel carries; the channel's thread sends it when it is ready to read. */
 export function switching(stored: readonly LanePoint[]): Buffer {
@@ -30,8 +40,8 @@ export const switchingToFaults = (): Buffer => switchingTo(FAULTS_PROTOCOL, "");
 const switchingTo = (protocol: string, header: string): Buffer =>
   Buffer.from(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n${header}\r\n`);
 
-/** A connected socket on which nothing but the Upgrade has passed. */
-export type ChannelSocket = Socket;
+/** A connection on which nothing but the Upgrade has passed; a SecuredSocket where TLS and a thread for it are. */
+export type ChannelSocket = Socket | SecuredSocket;
 
 /** Which channel of which attempt an Upgrade asks for. A generation is one life of a channel; a later one replaces an earlier. */
 export interface ChannelName {
@@ -42,71 +52,46 @@ export interface ChannelName {
 /** The fault channel of an attempt, in one of its lives. */
 export type FaultChannelName = Omit<ChannelName, "channel">;
 
-/** direct where this host can take descriptors over, else portable. @throws {MigrationError} ERR_CAPABILITY if `wanted` cannot be had. */
-export function choosePump(wanted: "auto" | PumpKind): PumpKind {
+/**
+ * direct where this host can take descriptors over and pages travel in clear, else portable.
+ * @throws {MigrationError} ERR_CAPABILITY if `wanted` cannot be had.
+ */
+export function choosePump(wanted: "auto" | PumpKind, { tls }: Security = OPEN): PumpKind {
   if (wanted === "direct" && !isLinuxAvailable) throw new MigrationError("ERR_CAPABILITY", "The direct pump needs Linux and koffi");
-  return wanted === "auto" ? (isLinuxAvailable ? "direct" : "portable") : wanted;
-}
-
-/** Threads that wait for a channel: starting one takes 30 to 50 ms. */
-export class ChannelThreads {
-  readonly #idle: NativeThread[] = [];
-  #isEnded = false;
-
-  async prepare(count: number): Promise<void> {
-    const fresh = Array.from({ length: Math.max(0, count - this.#idle.length) }, () => this.#start());
-    this.#idle.push(...fresh);
-    await Promise.all(fresh.map((thread) => thread.up()));
-  }
-
-  #start(): NativeThread {
-    // Pages pass through buffers outside the heap; without a bound, V8 keeps up to 48 MiB of young generation for each thread.
-    const thread = new NativeThread(new URL("./channel-thread.js", import.meta.url), { resourceLimits: { maxYoungGenerationSizeMb: 4 } });
-    // One that fails while it waits here concerns nobody, and is not lent again: an agent with a guest must not end for it.
-    thread
-      .on("error", () => {})
-      .once("exit", () => {
-        const at = this.#idle.indexOf(thread);
-        if (at >= 0) this.#idle.splice(at, 1);
-      });
-    return thread;
-  }
-
-  take(): NativeThread {
-    return this.#idle.pop() ?? this.#start();
-  }
-
-  /** Only after its channel has ended. */
-  give(thread: NativeThread): void {
-    if (this.#isEnded) void thread.terminate();
-    else this.#idle.push(thread);
-  }
-
-  /** Ends the threads that wait here, and each that is lent as soon as it is given back. */
-  async end(): Promise<void> {
-    this.#isEnded = true;
-    await Promise.all(this.#idle.splice(0).map((thread) => thread.terminate()));
-  }
+  if (wanted === "direct" && tls !== undefined)
+    throw new MigrationError("ERR_CAPABILITY", "The direct pump sends pages as they are: with TLS it is the portable one");
+  return wanted === "auto" ? (isLinuxAvailable && tls === undefined ? "direct" : "portable") : wanted;
 }
 
 /** A page channel as the source gets it. */
 export interface ConnectedChannel {
-  readonly socket: Socket;
+  readonly socket: ChannelSocket;
   /** What the target holds of the lanes that this channel carries. */
   readonly stored: readonly LanePoint[];
 }
 
+/** How a channel gets into an agent. */
+export interface ChannelAccess {
+  /** Of the admission; undefined where the target wants none. */
+  readonly key?: ChannelKey | undefined;
+  readonly security?: Security | undefined;
+  /** With TLS the connection is made in one of them; undefined: on this thread. */
+  readonly threads?: ChannelThreads | undefined;
+}
+
 /**
  * Opens a connection and asks for a page channel. Resolves at the 101 with nothing read beyond it: the target sends nothing more.
- * @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT, ERR_STALE_GENERATION
+ * @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT, ERR_STALE_GENERATION, ERR_CHANNEL_KEY, ERR_TLS_...
  */
 export async function connectPageChannel(
   to: Address,
-  { session, channel, generation }: ChannelName,
+  name: ChannelName,
   signal: AbortSignal,
+  access: ChannelAccess = {},
 ): Promise<ConnectedChannel> {
-  const query = `session=${session}&channel=${channel}&generation=${generation}`;
-  const { socket, answer } = await upgrade(to, `${PAGES_PATH}?${query}`, PAGES_PROTOCOL, signal);
+  const { session, channel, generation } = name;
+  const path = `${PAGES_PATH}?session=${session}&channel=${channel}&generation=${generation}`;
+  const { socket, answer } = await upgrade(to, path, PAGES_PROTOCOL, access.key?.keyFor({ kind: "pages", ...name }), signal, access);
   try {
     return { socket, stored: parseStored(answer) };
   } catch (error) {
@@ -116,36 +101,66 @@ export async function connectPageChannel(
 }
 
 /** Asks for the fault channel in the same way: the target's requests come after the 101. @throws {MigrationError} as connectPageChannel */
-export async function connectFaultChannel(to: Address, { session, generation }: FaultChannelName, signal: AbortSignal): Promise<Socket> {
-  return (await upgrade(to, `${FAULTS_PATH}?session=${session}&generation=${generation}`, FAULTS_PROTOCOL, signal)).socket;
+export async function connectFaultChannel(
+  to: Address,
+  name: FaultChannelName,
+  signal: AbortSignal,
+  access: ChannelAccess = {},
+): Promise<ChannelSocket> {
+  const { session, generation } = name;
+  const key = access.key?.keyFor({ kind: "faults", channel: 0, ...name });
+  return (await upgrade(to, `${FAULTS_PATH}?session=${session}&generation=${generation}`, FAULTS_PROTOCOL, key, signal, access)).socket;
 }
 
-async function upgrade(to: Address, path: string, protocol: string, signal: AbortSignal): Promise<{ socket: Socket; answer: string }> {
-  const socket = createConnection({ host: to.host, port: to.port, noDelay: true, signal });
-  const timer = setTimeout(() => socket.destroy(new Error("timed out")), CONNECT_TIMEOUT_MS);
+async function upgrade(
+  to: Address,
+  path: string,
+  protocol: string,
+  key: string | undefined,
+  signal: AbortSignal,
+  { security = OPEN, threads }: ChannelAccess,
+): Promise<{ socket: ChannelSocket; answer: HttpHead }> {
+  const peer = formatAddress(to);
+  const lines = [`Host: ${peer}`, "Connection: Upgrade", `Upgrade: ${protocol}`, ...(key === undefined ? [] : [`${KEY_HEADER}: ${key}`])];
+  const { socket, answer } = await ask(to, formatHead(`GET ${path} HTTP/1.1`, lines), signal, security, threads);
+  const isSwitched = answer.start.startsWith("HTTP/1.1 101");
+  if (isSwitched) return { socket, answer };
+  socket.destroy();
+  const refused = refusalIn((name) => answer.headers.get(name), peer);
+  if (refused !== undefined) throw refused;
+  if (answer.start.startsWith("HTTP/1.1 409")) throw new MigrationError("ERR_STALE_GENERATION", `${peer} knows no such channel`);
+  throw new MigrationError("ERR_NOT_AN_AGENT", `${peer} answered ${answer.start}`);
+}
+
+async function ask(
+  to: Address,
+  request: string,
+  signal: AbortSignal,
+  security: Security,
+  threads: ChannelThreads | undefined,
+): Promise<{ socket: ChannelSocket; answer: HttpHead }> {
+  const { tls } = security;
+  const raw = await connectTcp(to, signal);
   try {
-    await once(socket, "connect");
-    socket.write(`GET ${path} HTTP/1.1\r\nHost: ${formatAddress(to)}\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n\r\n`);
-    const answer = await readAnswer(socket);
-    if (answer.startsWith("HTTP/1.1 101")) return { socket, answer };
-    if (answer.startsWith("HTTP/1.1 409")) throw new MigrationError("ERR_STALE_GENERATION", `${formatAddress(to)} knows no such channel`);
-    throw new MigrationError("ERR_NOT_AN_AGENT", `${formatAddress(to)} answered ${answer.split("\r\n", 1)[0] ?? ""}`);
+    if (tls !== undefined && threads !== undefined && isLinuxAvailable) {
+      const { secured, head } = await SecuredSocket.connect(raw, to, request, tls, threads, signal);
+      return { socket: secured, answer: head };
+    }
+    const socket = tls === undefined ? raw : await shakeHands(raw, to, tls, ALPN_CHANNEL, signal);
+    socket.write(request);
+    return { socket, answer: await whileWanted(socket, signal, () => readHead(socket)) };
   } catch (error) {
-    socket.destroy();
+    raw.destroy();
     if (error instanceof MigrationError) throw error;
     throw new MigrationError("ERR_UNREACHABLE", `No channel to ${formatAddress(to)}`, { cause: error });
-  } finally {
-    clearTimeout(timer);
   }
 }
 
 /** Strictly: what was misread here would be pages never sent. @throws {MigrationError} ERR_NOT_AN_AGENT */
-function parseStored(answer: string): LanePoint[] {
-  const name = `${STORED_HEADER.toLowerCase()}:`;
-  const [head = ""] = answer.split("\r\n\r\n", 1);
-  const lines = head.split("\r\n").filter((line) => line.toLowerCase().startsWith(name));
-  const points = lines.flatMap((line) => line.slice(name.length).trim().split(",")).map(parsePoint);
-  if (lines.length > 1 || points.length > CHANNELS_MAX || new Set(points.map(({ lane }) => lane)).size < points.length)
+function parseStored({ headers }: HttpHead): LanePoint[] {
+  const value = headers.get(STORED_HEADER.toLowerCase());
+  const points = value === undefined ? [] : value.split(",").map(parsePoint);
+  if (points.length > CHANNELS_MAX || new Set(points.map(({ lane }) => lane)).size < points.length)
     throw new MigrationError("ERR_NOT_AN_AGENT", `${STORED_HEADER} names a lane twice, or too many`);
   return points;
 }
@@ -157,24 +172,13 @@ function parsePoint(text: string): LanePoint {
   return { lane, round, page };
 }
 
-async function readAnswer(socket: Socket): Promise<string> {
-  let text = "";
-  const closed = once(socket, "close").then(() => Promise.reject(new Error("closed before it answered")));
-  closed.catch(() => {}); // awaited only while reading
-  while (!text.includes("\r\n\r\n")) {
-    const chunk: unknown = socket.read();
-    if (Buffer.isBuffer(chunk)) text += chunk.toString("latin1");
-    else await Promise.race([once(socket, "readable"), closed]);
-    if (text.length > HTTP_HEADER_BYTES_MAX) throw new MigrationError("ERR_NOT_AN_AGENT", "The answer to the Upgrade has no end");
-  }
-  socket.removeAllListeners("readable");
-  return text;
-}
-
 type Beginning = Extract<ToChannel, { type: "send" | "receive" }>;
 /** What the maker of a channel says; descriptor and stop word are added here. */
 export type ChannelOrder =
-  | Omit<Extract<Beginning, { type: "send" }>, "fd" | "stop" | "sentPages">
+  | (Omit<Extract<Beginning, { type: "send" }>, "fd" | "stop" | "sentPages"> & {
+      /** Default auto. */
+      readonly congestionControl?: string;
+    })
   | Omit<Extract<Beginning, { type: "receive" }>, "fd" | "stop">;
 
 interface Sending {
@@ -216,19 +220,25 @@ export class PageChannel {
   onFailure: (error: MigrationError) => void = () => {};
   congestionControl: string | undefined;
 
-  private constructor(threads: ChannelThreads, handle: SocketHandle | undefined, socket: Socket | undefined, generation: number) {
+  private constructor(
+    threads: ChannelThreads,
+    thread: NativeThread | undefined,
+    handle: SocketHandle | undefined,
+    socket: Socket | undefined,
+    generation: number,
+  ) {
     this.generation = generation;
     this.#threads = threads;
     this.#handle = handle;
     this.#ended = new Promise((resolve) => {
       this.#markEnded = resolve;
     });
-    if (handle === undefined) {
+    if (thread === undefined) {
       this.#local = new ChannelEnd((message) => setImmediate(() => this.#receive(message)), socket);
       this.#socket = socket;
       return;
     }
-    this.#thread = threads.take();
+    this.#thread = thread;
     this.#thread.on("message", this.#onMessage).on("error", this.#onError);
   }
 
@@ -236,16 +246,30 @@ export class PageChannel {
    * Gives a connected socket to a channel thread; without system calls it stays on this thread.
    * @param socket nothing must have been read from it or sent on it beyond the Upgrade. @throws {MigrationError} ERR_LINK_LOST
    */
-  static async open(socket: Socket, threads: ChannelThreads, order: ChannelOrder): Promise<PageChannel> {
+  static async open(socket: ChannelSocket, threads: ChannelThreads, order: ChannelOrder): Promise<PageChannel> {
     if (socket.destroyed) throw closedTooEarly(); // it tells nobody any more
-    const handle = isLinuxAvailable ? await takeDescriptor(socket) : undefined;
-    const channel = new PageChannel(threads, handle, socket, order.generation);
+    if (socket instanceof SecuredSocket) return PageChannel.#openSecured(socket, threads, order);
+    const handle = mayTakeDescriptor(socket) ? await takeDescriptor(socket) : undefined;
+    const channel = new PageChannel(threads, handle && threads.take(), handle, socket, order.generation);
     // The portable pump's socket closes its descriptor, so it gets one of its own.
-    const fd = handle === undefined ? undefined : order.pump === "direct" ? handle.fd : handle.duplicate();
-    const shared = { fd, stop: channel.#stop };
-    if (order.type === "send") channel.#isBlocking = order.pump === "direct";
-    channel.#tell(order.type === "send" ? { ...order, ...shared, sentPages: channel.#sentPages } : { ...order, ...shared });
+    channel.#begin(order, handle === undefined ? undefined : order.pump === "direct" ? handle.fd : handle.duplicate());
     return channel;
+  }
+
+  static #openSecured(socket: SecuredSocket, threads: ChannelThreads, order: ChannelOrder): PageChannel {
+    const { thread, handle } = socket.release();
+    const channel = new PageChannel(threads, thread, handle, undefined, order.generation);
+    channel.#begin({ ...order, pump: "portable" }, undefined);
+    return channel;
+  }
+
+  #begin(order: ChannelOrder, fd: number | undefined): void {
+    const shared = { fd, stop: this.#stop };
+    if (order.type === "receive") return this.#tell({ ...order, ...shared });
+    const { congestionControl, ...setup } = order;
+    this.congestionControl = this.#handle && setCongestionControl(this.#handle, congestionControl);
+    this.#isBlocking = order.pump === "direct";
+    this.#tell({ ...setup, ...shared, sentPages: this.#sentPages });
   }
 
   /** This end's final share of the image digest, once it has ended; undefined without hashes, and if its thread crashed. */
@@ -303,9 +327,6 @@ export class PageChannel {
 
   #receive(message: FromChannel): void {
     switch (message.type) {
-      case "ready":
-        this.congestionControl = message.congestionControl;
-        break;
       case "sent":
         this.#sending.shift()?.resolve(message);
         break;

@@ -8,7 +8,7 @@ import { Bitmap, PageHashes, allocateHashTable, joinDigests } from "@precopy/gue
 import type { GuestMemory } from "@precopy/guest";
 import { NativeThread, isLinuxAvailable } from "@precopy/linux";
 import { LaneTable } from "./lane-table.js";
-import { ChannelThreads } from "./page-channel.js";
+import { ChannelThreads } from "./channel-threads.js";
 import { PageReceiver } from "./page-receiver.js";
 import type { ChannelLife, Delivered } from "./page-receiver.js";
 import type { PumpKind } from "./pump.js";

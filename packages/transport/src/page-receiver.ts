@@ -1,11 +1,11 @@
-import type { Socket } from "node:net";
 import type { HashTable, SharedMemory } from "@precopy/guest";
 import { MigrationError } from "@precopy/protocol";
 import type { SharedPostcopy } from "./channel-end.js";
 import { lanesOfBits } from "./lane-table.js";
 import type { LanePoint, LaneTable } from "./lane-table.js";
+import type { ChannelThreads } from "./channel-threads.js";
 import { PageChannel, switching } from "./page-channel.js";
-import type { ChannelThreads } from "./page-channel.js";
+import type { ChannelSocket } from "./page-channel.js";
 import type { PumpKind } from "./pump.js";
 
 /** Where page channels store, and how. */
@@ -41,7 +41,7 @@ interface Slot {
   /** The latest that was asked for; 0 before the first. */
   generation: number;
   /** Asked for, and not open yet. */
-  waiting: Socket | undefined;
+  waiting: ChannelSocket | undefined;
   open: PageChannel | undefined;
   delivered: Delivered | undefined;
   /** The latest generation ended by itself, or never came to open. */
@@ -86,7 +86,7 @@ export class PageReceiver {
    * Takes a connection for a channel. False, and the socket stays the caller's, if there is no such channel, a generation as late was seen, all
    * its lanes were moved away, or everything has ended.
    */
-  accept({ channel, generation }: ChannelLife, socket: Socket): boolean {
+  accept({ channel, generation }: ChannelLife, socket: ChannelSocket): boolean {
     const slot = this.#slots[channel];
     if (slot === undefined || this.#isEnded || generation <= slot.generation || this.#pointsOf(channel).length === 0) return false;
     slot.waiting?.destroy(); // at most one waits: a peer that asks and asks holds nothing more
@@ -100,7 +100,7 @@ export class PageReceiver {
     return true;
   }
 
-  async #open(slot: Slot, life: ChannelLife, socket: Socket): Promise<void> {
+  async #open(slot: Slot, life: ChannelLife, socket: ChannelSocket): Promise<void> {
     await this.#retire(slot);
     const stored = this.#pointsOf(life.channel); // final: nobody stores on these lanes now
     if (slot.waiting === socket) slot.waiting = undefined;

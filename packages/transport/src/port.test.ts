@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { createServer as createHttpServer, get } from "node:http";
-import { createConnection, createServer } from "node:net";
-import type { Server, Socket } from "node:net";
+import { Socket, createConnection, createServer } from "node:net";
+import type { Server } from "node:net";
 import { describe, it } from "node:test";
 import type { TestContext } from "node:test";
 import { MigrationError, OBSERVERS_MAX, PROTOCOL_VERSION } from "@precopy/protocol";
@@ -98,6 +98,7 @@ describe("AgentPort", () => {
     const { address } = await listen(context, {
       onPageChannel: (name, socket) => {
         names.push(name);
+        assert.ok(socket instanceof Socket);
         socket.end(switching([]));
         return true;
       },
@@ -105,7 +106,7 @@ describe("AgentPort", () => {
     const socket = dial(context, address);
     socket.write(upgrade(`?session=${session}&channel=15&generation=2147483648`));
     assert.equal(await readAll(socket), switching([]).toString());
-    assert.deepEqual(names, [{ session, channel: 15, generation: 2 ** 31 }]);
+    assert.deepEqual(names, [{ session, channel: 15, generation: 2 ** 31, key: "" }]);
   });
 
   it("refuses with 400 an Upgrade with bytes behind it: they would lie in Node's buffer, lost to the thread that reads", async (context) => {
@@ -154,6 +155,7 @@ describe("AgentPort", () => {
       onPageChannel: () => assert.fail("a page channel"),
       onFaultChannel: (name, socket) => {
         names.push(name);
+        assert.ok(socket instanceof Socket);
         socket.end(switchingToFaults());
         return true;
       },
@@ -163,8 +165,8 @@ describe("AgentPort", () => {
     assert.equal(await readAll(socket), "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: precopy-faults/1\r\n\r\n");
     (await connectFaultChannel(address, { session, generation: 1 }, new AbortController().signal)).destroy();
     assert.deepEqual(names, [
-      { session, generation: 2 ** 31 },
-      { session, generation: 1 },
+      { session, generation: 2 ** 31, key: "" },
+      { session, generation: 1, key: "" },
     ]);
   });
 
@@ -206,8 +208,8 @@ describe("AgentPort", () => {
       code: "ERR_STALE_GENERATION",
     });
     assert.deepEqual(asked, [
-      { session, generation: 7 },
-      { session, generation: 8 },
+      { session, generation: 7, key: "" },
+      { session, generation: 8, key: "" },
     ]);
   });
 

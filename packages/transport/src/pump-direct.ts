@@ -22,11 +22,7 @@ import {
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
 import type { ChannelStore } from "./page-store.js";
-import { congestionControlRefused } from "./pump.js";
 import type { SendPump } from "./pump.js";
-
-/** What `auto` asks for: loopback and most data centres carry about twice as much with it as with BBR, where the kernel lets us have it. */
-const CONGESTION_CONTROL = "cubic";
 
 const connectionLost = (cause: unknown): MigrationError => new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
 
@@ -38,18 +34,11 @@ export class DirectSendPump implements SendPump {
   readonly #socket: BlockingSocket;
   readonly #memory: GuestMemory;
   readonly #pieces = new Pieces(PACKET_DATA_RUNS_MAX + 1);
-  readonly congestionControl: string | undefined;
 
-  /**
-   * @param fd connected; blocking from now on, and the main thread's to close. @param wanted a congestion control, or `auto`.
-   * @throws {MigrationError} ERR_CAPABILITY if the kernel does not let this user have the one that was named.
-   */
-  constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean, wanted = "auto") {
+  /** @param fd connected; blocking from now on, and the main thread's to close. */
+  constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean) {
     this.#socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
     this.#memory = memory;
-    const name = wanted === "auto" ? CONGESTION_CONTROL : wanted;
-    this.congestionControl = this.#socket.tryCongestionControl(name) ? name : undefined;
-    if (wanted !== "auto" && this.congestionControl === undefined) throw congestionControlRefused(wanted);
   }
 
   sendPages(head: Buffer, dataRuns: number, after?: VisitPages): undefined {

@@ -1,6 +1,6 @@
 import type { VisitPages } from "@precopy/guest";
-import { mayUseCongestionControl } from "@precopy/linux";
-import type { LinkState } from "@precopy/linux";
+import { isLinuxAvailable, mayUseCongestionControl } from "@precopy/linux";
+import type { LinkState, SocketHandle } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
 
 export type { LinkState } from "@precopy/linux";
@@ -19,18 +19,29 @@ export const LINK_BOUND = 0.9;
  */
 export type PumpKind = "direct" | "portable";
 
-export const congestionControlRefused = (name: string): MigrationError =>
+/** What `auto` asks for: loopback and most data centres carry about twice as much with it as with BBR, where the kernel lets us have it. */
+const CONGESTION_CONTROL = "cubic";
+
+const congestionControlRefused = (name: string): MigrationError =>
   new MigrationError(
     "ERR_CAPABILITY",
     `The kernel here refuses congestion control ${name}: load its module, and add it to net.ipv4.tcp_allowed_congestion_control`,
   );
 
-/** @param wanted a name, or `auto`. @throws {MigrationError} ERR_CAPABILITY if page channels of this host cannot have it with that pump. */
-export function checkCongestionControl(wanted: string, pump: PumpKind): void {
+/** @param wanted a name, or `auto`. @throws {MigrationError} ERR_CAPABILITY if page channels of this host cannot have it. */
+export function checkCongestionControl(wanted: string): void {
   if (wanted === "auto") return;
-  if (pump !== "direct")
-    throw new MigrationError("ERR_CAPABILITY", `Congestion control ${wanted} needs the direct pump: the ${pump} one cannot set it`);
+  if (!isLinuxAvailable)
+    throw new MigrationError("ERR_CAPABILITY", `Congestion control ${wanted} cannot be set here: it takes Linux and koffi`);
   if (!mayUseCongestionControl(wanted)) throw congestionControlRefused(wanted);
+}
+
+/** @returns the name of what it is now, if that was ours to choose. @throws {MigrationError} ERR_CAPABILITY if the kernel refuses the one that was named */
+export function setCongestionControl(socket: SocketHandle, wanted = "auto"): string | undefined {
+  const name = wanted === "auto" ? CONGESTION_CONTROL : wanted;
+  const isSet = socket.tryCongestionControl(name);
+  if (!isSet && wanted !== "auto") throw congestionControlRefused(wanted);
+  return isSet ? name : undefined;
 }
 
 /** The sending end of one channel. A promise is returned only when the peer is slower than we are. */

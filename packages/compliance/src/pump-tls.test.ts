@@ -1,0 +1,4 @@
+import { labIdentity } from "./lab-identity.js";
+import { pumpSuite } from "./pump-suite.js";
+
+pumpSuite("portable", false, { tls: await labIdentity() });

@@ -1,0 +1,5 @@
+export * from "./channel-key.js";
+export * from "./client-hello.js";
+export * from "./credentials.js";
+export * from "./tls-identity.js";
+export * from "./token.js";

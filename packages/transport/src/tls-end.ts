@@ -1,0 +1,159 @@
+import { once } from "node:events";
+import { Socket } from "node:net";
+import { pipeline } from "node:stream/promises";
+import { connect as connectTls, createServer } from "node:tls";
+import type { TLSSocket } from "node:tls";
+import { CONNECT_TIMEOUT_MS, HANDSHAKE_TIMEOUT_MS, MigrationError } from "@precopy/protocol";
+import type { ErrorCode } from "@precopy/protocol";
+import { ALPN_CHANNEL, TlsIdentity } from "@precopy/security";
+import type { TlsSettings } from "@precopy/security";
+import { handshakeFailure, tellPeer } from "./dial.js";
+import { readHead } from "./http-head.js";
+import type { HttpHead } from "./http-head.js";
+import { refusalAnswer } from "./refusal.js";
+
+/** What a channel's thread does of TLS before its channel begins. Every descriptor is the thread's own, and closed by it. */
+export type ToTlsEnd =
+  /** hello: what has come already. peer: who, for messages. Answered by `tls-head`, the request. */
+  | { readonly type: "tls-accept"; readonly fd: number; readonly hello: Uint8Array; readonly settings: TlsSettings; readonly peer: string }
+  /** Answered by `tls-head`, the answer to the request. */
+  | {
+      readonly type: "tls-connect";
+      readonly fd: number;
+      readonly host: string;
+      readonly peer: string;
+      readonly request: string;
+      readonly settings: TlsSettings;
+      readonly session: Uint8Array | undefined;
+    }
+  /** The last word of a connection. */
+  | { readonly type: "tls-answer"; readonly answer: string }
+  /** What comes is written there, and what comes from there is sent. */
+  | { readonly type: "tls-relay"; readonly fd: number }
+  | { readonly type: "tls-close" };
+export type FromTlsEnd =
+  | { readonly type: "tls-head"; readonly head: HttpHead }
+  /** The connection is over, and nothing of it left. */
+  | { readonly type: "tls-ended"; readonly code: ErrorCode | undefined; readonly message: string };
+
+/** TLS of one connection, in the thread that will carry its channel. */
+export class TlsEnd {
+  readonly #reply: (message: FromTlsEnd) => void;
+  #socket: TLSSocket | undefined;
+  #raw: Socket | undefined;
+  #isEnded = false;
+
+  constructor(reply: (message: FromTlsEnd) => void) {
+    this.#reply = reply;
+  }
+
+  handle(message: ToTlsEnd): void {
+    if (message.type === "tls-close") this.#end(undefined);
+    else if (message.type === "tls-answer") this.#answer(message.answer);
+    else this.#serve(message).catch((error: unknown) => this.#end(MigrationError.from(error)));
+  }
+
+  /** For the channel that begins: from here on the socket is its. Undefined if it has ended already. */
+  take(): TLSSocket | undefined {
+    if (this.#isEnded) return undefined;
+    this.#isEnded = true;
+    return this.#socket;
+  }
+
+  async #serve(message: Exclude<ToTlsEnd, { type: "tls-close" | "tls-answer" }>): Promise<void> {
+    if (message.type === "tls-relay") return this.#relay(message.fd);
+    const raw = new Socket({ fd: message.fd, readable: true, writable: true });
+    this.#raw = raw;
+    raw.setNoDelay(true);
+    const isAccepting = message.type === "tls-accept";
+    const timer = setTimeout(() => raw.destroy(), isAccepting ? HANDSHAKE_TIMEOUT_MS : CONNECT_TIMEOUT_MS);
+    try {
+      const socket = isAccepting ? await accept(raw, message) : await connect(raw, message);
+      this.#socket = socket;
+      socket.on("error", () => {}); // it ends then, which is told
+      const head = await readHead(socket).catch((cause: unknown) => {
+        if (cause instanceof MigrationError) throw cause;
+        throw new MigrationError(isAccepting ? "ERR_LINK_LOST" : "ERR_UNREACHABLE", `${message.peer} left before it said anything`, {
+          cause,
+        });
+      });
+      this.#reply({ type: "tls-head", head });
+      if (socket.destroyed) return this.#end(undefined);
+      socket.once("close", this.#onClose);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  readonly #onClose = (): void => this.#end(undefined);
+
+  #answer(answer: string): void {
+    const socket = this.#socket;
+    if (socket === undefined) return this.#end(undefined);
+    socket.end(answer);
+    socket.resume(); // what the peer says still must not be in the way of what it is told
+    setTimeout(() => socket.destroy(), HANDSHAKE_TIMEOUT_MS).unref();
+  }
+
+  async #relay(fd: number): Promise<void> {
+    const near = new Socket({ fd, readable: true, writable: true });
+    const socket = this.#socket;
+    if (socket === undefined) return void near.destroy();
+    socket.off("close", this.#onClose);
+    // Whichever way is broken, both are.
+    await Promise.allSettled([pipeline(socket, near), pipeline(near, socket)]);
+    near.destroy();
+    this.#end(undefined);
+  }
+
+  #end(failure: MigrationError | undefined): void {
+    if (this.#isEnded) return;
+    this.#isEnded = true;
+    this.#socket?.destroy();
+    this.#raw?.destroy();
+    const cause = failure?.cause instanceof Error ? ` (${failure.cause.message})` : "";
+    this.#reply({ type: "tls-ended", code: failure?.code, message: failure === undefined ? "" : `${failure.message}${cause}` });
+  }
+}
+
+/** @throws {MigrationError} what is wrong with the client, which is told */
+async function accept(raw: Socket, { hello, settings, peer }: ToTlsEnd & { type: "tls-accept" }): Promise<TLSSocket> {
+  const identity = new TlsIdentity(settings);
+  const server = createServer(identity.serverOptions(ALPN_CHANNEL));
+  const settled = new Promise<TLSSocket>((resolve, reject) => {
+    server.once("secureConnection", resolve);
+    server.once("tlsClientError", (cause) => reject(handshakeFailure(cause, peer)));
+    raw.once("close", () => reject(new MigrationError("ERR_TLS_HANDSHAKE", `${peer} left in the TLS handshake`)));
+  });
+  raw.unshift(Buffer.from(hello));
+  server.emit("connection", raw);
+  const socket = await settled;
+  const why = identity.whyNotClient(socket, peer);
+  if (why === undefined) return socket;
+  socket.on("error", () => {});
+  socket.end(refusalAnswer(why));
+  socket.resume();
+  await Promise.race([once(socket, "close"), new Promise((resolve) => setTimeout(resolve, HANDSHAKE_TIMEOUT_MS).unref())]);
+  throw why;
+}
+
+/** @throws {MigrationError} what is wrong with the server, which is told */
+async function connect(raw: Socket, { host, peer, request, settings, session }: ToTlsEnd & { type: "tls-connect" }): Promise<TLSSocket> {
+  const identity = new TlsIdentity(settings);
+  const socket = connectTls({ ...identity.connectOptions(host, ALPN_CHANNEL, session), socket: raw });
+  try {
+    await Promise.race([
+      once(socket, "secureConnect"),
+      once(socket, "close").then(() => Promise.reject(new Error("closed in the handshake"))),
+    ]);
+  } catch (cause) {
+    throw handshakeFailure(cause, peer);
+  }
+  const why = identity.whyNotServer(socket, host);
+  if (why !== undefined) {
+    tellPeer(socket, peer, why);
+    throw why;
+  }
+  socket.write(request);
+  return socket;
+}
