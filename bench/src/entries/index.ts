@@ -14,6 +14,8 @@ import { linkSpeedEntries } from "./link-speed.js";
 import { pauseEntries } from "./pause.js";
 import { postcopyEntries } from "./postcopy.js";
 import { slowdownEntries } from "./slowdown.js";
+import { strangersEntries } from "./strangers.js";
+import { tlsEntries } from "./tls.js";
 import { pauseOf100, pausesEntries, versusEntries } from "./versus.js";
 
 /** In the order they run. */
@@ -33,6 +35,8 @@ export const entries: readonly Bench[] = [
   ...forecastEntries,
   ...linkSpeedEntries,
   ...compressionEntries,
+  ...tlsEntries,
+  ...strangersEntries,
   ...demoEntries,
   ...pauseEntries,
   ...dirtyLogEntries,

@@ -43,17 +43,17 @@ export function guestArgs({ memory, filled, zeroed, dirtyRate, workingSet }: Omi
 
 /**
  * Two fresh agents as processes of their own, one migration between them.
- * @param ready called when the guest runs under its load, right before it is moved.
+ * @param ready called when the guest runs under its load, right before it is moved, with where the target listens; awaited.
  * @throws {Error} if it did not complete
  */
-export const migrateOnce = (order: Order, ready: () => void): Promise<Outcome> =>
+export const migrateOnce = (order: Order, ready: (listen: string) => void | Promise<void>): Promise<Outcome> =>
   Agents.during(async (agents) => {
     const target = agents.agent("target", ...(order.target ?? []));
     const { listen } = await target.expect("listening");
     const source = agents.agent("source", ...order.source);
     await source.expect("running");
     await sleep(SETTLE_MS);
-    ready();
+    await ready(String(listen));
     const spent = (): readonly [number, number] => [processorSeconds(source.pid ?? -1), processorSeconds(target.pid ?? -1)];
     const before = spent();
     const migrate = agents.migrate(listen, ...order.parameters);
