@@ -5,9 +5,10 @@ import { createConnection, createServer } from "node:net";
 import { after, describe, it } from "node:test";
 import fc from "fast-check";
 import { BlockingSocket, Pieces, SocketHandle, addressOf, descriptorOf, isLinuxAvailable } from "@precopy/linux";
-import { HEADER_BYTES, PAGE_BYTES, PacketKind, PageEncoding, RUN_BYTES, encodeHeader } from "@precopy/protocol";
+import { PAGE_BYTES, PageEncoding } from "@precopy/protocol";
 import { ChannelThreads } from "@precopy/transport";
 import { PageTarget, hangUp, withMemories } from "./page-wire.js";
+import { packet } from "./pump-suite.js";
 
 /** Whole pages of WebAssembly: the image ends where its memory does. */
 const BYTES = 4 * 2 ** 20;
@@ -29,7 +30,7 @@ const number = fc.oneof(
   fc.constantFrom(0, 1, PAGES - 1, PAGES, PAGES + 1, 511, 512, 513, 2 ** 20, 2 ** 31, 2 ** 32 - 1),
   fc.nat(PAGES + 16),
 );
-const packet = fc.record({
+const said = fc.record({
   runs: fc.array(fc.tuple(number, number), { maxLength: 4 }),
   zeroRuns: fc.array(fc.tuple(number, number), { maxLength: 4 }),
   encoding: fc.constantFrom(...Object.values(PageEncoding).filter((encoding) => encoding !== PageEncoding.Zstd)),
@@ -38,27 +39,12 @@ const packet = fc.record({
   filler: fc.nat(255),
 });
 
-type Said = typeof packet extends fc.Arbitrary<infer T> ? T : never;
+type Said = typeof said extends fc.Arbitrary<infer T> ? T : never;
 
 function bytesOf({ runs, zeroRuns, encoding, lie, filler }: Said): Buffer {
-  const said = runs.reduce((sum, [, pages]) => sum + pages, 0) * PAGE_BYTES;
-  const payloadBytes = Math.min(Math.max(said + lie, 0), 2 ** 32 - 1);
-  const head = Buffer.alloc(HEADER_BYTES + (runs.length + zeroRuns.length) * RUN_BYTES);
-  [...runs, ...zeroRuns].forEach(([first, pages], at) => {
-    head.writeUInt32LE(first, HEADER_BYTES + at * RUN_BYTES);
-    head.writeUInt32LE(pages, HEADER_BYTES + at * RUN_BYTES + 4);
-  });
-  encodeHeader(head, {
-    kind: PacketKind.Pages,
-    encoding,
-    round: 1,
-    sequence: 0,
-    dataRuns: runs.length,
-    zeroRuns: zeroRuns.length,
-    payloadBytes,
-    lanes: 0,
-  });
-  return Buffer.concat([head, Buffer.alloc(Math.min(payloadBytes, 2 * BYTES), filler)]);
+  const bytes = runs.reduce((sum, [, pages]) => sum + pages, 0) * PAGE_BYTES;
+  const payloadBytes = Math.min(Math.max(bytes + lie, 0), 2 ** 32 - 1);
+  return packet(runs, zeroRuns, { encoding, payloadBytes }, Buffer.alloc(Math.min(payloadBytes, 2 * BYTES), filler));
 }
 
 describe("no packet touches a byte outside the image", { skip }, () => {
@@ -89,13 +75,13 @@ describe("no packet touches a byte outside the image", { skip }, () => {
         const target = await PageTarget.listen(memory, { pump, threads, channels: 1 });
         try {
           await fc.assert(
-            fc.asyncProperty(packet, async (said) => {
+            fc.asyncProperty(said, async (one) => {
               const failed = new Promise<string>((resolve) => {
                 target.onFailure = ({ code, message, cause }) => resolve(`${code} ${message} ${String(cause)}`);
               });
               const peer = await target.connect(0);
               peer.on("error", () => {}); // it is cut off, as it deserves
-              peer.end(bytesOf(said));
+              peer.end(bytesOf(one));
               const why = await failed;
               assert.doesNotMatch(why, /EFAULT|ERR_INTERNAL/);
               await hangUp(peer);

@@ -43,7 +43,7 @@ function assertEqualEnds({ sent, delivered, digest }: WireRound, when: string): 
 
 type Run = readonly [first: number, pages: number];
 /** A packet as a peer of ours would send it, except for what `lie` says. The checksum fits. */
-function packet(data: readonly Run[], zero: readonly Run[] = [], lie: Partial<PacketHeader> = {}, payload?: Buffer): Buffer {
+export function packet(data: readonly Run[], zero: readonly Run[] = [], lie: Partial<PacketHeader> = {}, payload?: Buffer): Buffer {
   const bytes = payload ?? Buffer.alloc(data.reduce((sum, [, pages]) => sum + pages, 0) * PAGE_BYTES, 0xee);
   const head = Buffer.alloc(HEADER_BYTES + (data.length + zero.length) * RUN_BYTES);
   [...data, ...zero].forEach(([first, pages], at) => {

@@ -35,6 +35,7 @@ export async function whileWanted<T>(socket: Socket, signal: AbortSignal | undef
 /** A TCP connection. @throws {MigrationError} ERR_UNREACHABLE */
 export async function connectTcp(to: Address, signal?: AbortSignal): Promise<Socket> {
   const socket = createConnection({ host: to.host, port: to.port, noDelay: true });
+  socket.on("error", () => {}); // it may break between two who wait for it, which is nobody's to end a process for: it closes then
   try {
     await whileWanted(socket, signal, () => once(socket, "connect"));
     return socket;
@@ -54,6 +55,7 @@ export async function connectTo(to: Address, { tls }: Security, signal?: AbortSi
 export async function shakeHands(raw: Socket, to: Address, tls: TlsIdentity, protocol: string, signal?: AbortSignal): Promise<TLSSocket> {
   const peer = formatAddress(to);
   const socket = connectTls({ ...tls.connectOptions(to.host, protocol, tls.sessionWith(peer)), socket: raw });
+  socket.on("error", () => {}); // as of the one below it
   let latest: Buffer | undefined;
   let isTrusted = false;
   socket.on("session", (session: Buffer) => {

@@ -380,7 +380,6 @@ const agentAnswer = z.object({ product: z.literal("precopy"), release: z.string(
 /** Asks whether an agent listens there. @throws {MigrationError} ERR_UNREACHABLE, ERR_NOT_AN_AGENT, ERR_PROTOCOL_VERSION, and why it does not let us in */
 export async function greetAgent(at: Address, security: Security = OPEN): Promise<void> {
   const socket = await connectTo(at, security);
-  socket.on("error", () => {}); // told below
   const peer = formatAddress(at);
   const proof = await proveToken(socket, at, security, AGENT_PATH);
   const headers = proof === undefined ? {} : { authorization: proof.authorization };

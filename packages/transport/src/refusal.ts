@@ -13,7 +13,6 @@ const STATUS: Partial<Record<ErrorCode, string>> = {
   ERR_STALE_GENERATION: "409 No Such Channel",
   ERR_TLS_REQUIRED: "426 Upgrade Required",
   ERR_TLS_NOT_OFFERED: "400 Bad Request",
-  ERR_AGENT_FULL: "503 Service Unavailable",
 };
 
 const printable = (text: string): string => text.replace(/[^\x20-\x7e]+/g, " ").slice(0, REASON_CHARACTERS_MAX);
