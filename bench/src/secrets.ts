@@ -5,8 +5,8 @@ import { CREDENTIAL_FILES } from "@precopy/security";
 import { CertificateAuthority } from "@precopy/security/authority";
 
 const DAY_MS = 86_400_000;
-/** How agents let each other in. portable: anybody, by the pump that TLS takes as well; what is between the two is the encryption. */
-export const WAYS = ["plain", "portable", "token", "tls"] as const;
+/** How agents let each other in. tls-portable: by Node's own TLS, which agents fall back to where its OpenSSL cannot be called. */
+export const WAYS = ["plain", "token", "tls", "tls-portable"] as const;
 export type Way = (typeof WAYS)[number];
 
 /** Certificates and a token for both agents, for as long as `use` takes. */
@@ -32,7 +32,8 @@ export async function withSecrets<T>(use: (argumentsOf: (way: Way) => readonly s
     write(CREDENTIAL_FILES.clientKey, client.key);
     const token = join(folder, "token");
     writeFileSync(token, "a token of the bench's agents", { mode: 0o600 });
-    const args = { plain: [], portable: ["--pump", "portable"], token: ["--token-file", token], tls: ["--tls-creds", creds] };
+    const tls = ["--tls-creds", creds];
+    const args = { plain: [], token: ["--token-file", token], tls, "tls-portable": [...tls, "--pump", "portable"] };
     return await use((way) => args[way]);
   } finally {
     rmSync(folder, { recursive: true, force: true });

@@ -37,7 +37,10 @@ before(async () => {
 for (const [title, args] of [
   ["TLS", () => ["--tls-creds", here]],
   ["a token", () => ["--token-file", token]],
-  ["TLS and a token", () => ["--tls-creds", here, "--tls-authz", "host-z,host-a", "--token-file", token]],
+  [
+    "TLS by the portable pump, and a token",
+    () => ["--tls-creds", here, "--tls-authz", "host-z,host-a", "--token-file", token, "--pump", "portable"],
+  ],
 ] as const)
   describe(`agents with ${title}`, () => {
     let pair: Pair;

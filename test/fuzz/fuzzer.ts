@@ -48,8 +48,7 @@ export async function fuzz(
   const result: FuzzResult = { executions: 0, covered: 0, corpus: [], findings: [] };
   const seen = new Set<string>();
 
-  const read = async (input: Buffer): Promise<void> => {
-    before(input);
+  const attempt = async (input: Buffer): Promise<[what: string | undefined, ms: number]> => {
     const started = performance.now();
     let what: string | undefined;
     try {
@@ -57,7 +56,13 @@ export async function fuzz(
     } catch (thrown) {
       what = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
     }
-    const ms = performance.now() - started;
+    return [what, performance.now() - started];
+  };
+
+  const read = async (input: Buffer): Promise<void> => {
+    before(input);
+    let [what, ms] = await attempt(input);
+    if (what === undefined && ms > INPUT_MS_MAX) [what, ms] = await attempt(input); // perhaps it was the machine that stood still
     if (what === undefined && ms > INPUT_MS_MAX) what = `It took ${ms.toFixed(0)} ms`;
     result.executions++;
     if (what === undefined) return;

@@ -66,8 +66,8 @@ export async function runBench(options: BenchOptions, run: RunContext): Promise<
 }
 
 /** So that nobody has to guess what it would be without. */
-const wordsOf = ({ cipher, plain, tls }: TlsCost): string =>
-  `${cipher}: on this host a GiB takes ${(tls - plain).toFixed(2)} s of processor more than in clear, both ends together (${tls.toFixed(2)} and ${plain.toFixed(2)} s)\n`;
+const wordsOf = ({ cipher, secondsPerGib }: TlsCost): string =>
+  `${cipher}: a GiB takes ${secondsPerGib.toFixed(2)} s of processor more here than in clear, both ends together\n`;
 
 const sourceArguments = ({ memoryBytes, fill, workingSetBytes, security }: BenchOptions): string[] => [
   ...securityArguments(security),

@@ -7,6 +7,7 @@ import fc from "fast-check";
 import { BlockingSocket, Pieces, SocketHandle, addressOf, descriptorOf, isLinuxAvailable } from "@precopy/linux";
 import { PAGE_BYTES, PageEncoding } from "@precopy/protocol";
 import { ChannelThreads } from "@precopy/transport";
+import { labIdentity } from "./lab-identity.js";
 import { PageTarget, hangUp, withMemories } from "./page-wire.js";
 import { packet } from "./pump-suite.js";
 
@@ -14,6 +15,7 @@ import { packet } from "./pump-suite.js";
 const BYTES = 4 * 2 ** 20;
 const PAGES = BYTES / PAGE_BYTES;
 const skip = isLinuxAvailable ? false : `no system calls on ${process.platform} ${process.arch}`;
+const tls = await labIdentity();
 
 /** Ranges of this process's addresses, in order, and what may be done with them. */
 const maps = () =>
@@ -68,11 +70,15 @@ describe("no packet touches a byte outside the image", { skip }, () => {
       assert.ok(before === undefined || before.mode.startsWith("---"), `before it: ${String(before?.mode)}`);
     }));
 
-  for (const pump of ["direct", "portable"] as const)
-    it(`whatever it says: a hostile peer is refused with a code, and never with a fault of the memory's (${pump} pump)`, () =>
+  for (const [way, pump, security] of [
+    ["direct pump", "direct", {}],
+    ["portable pump", "portable", {}],
+    ["direct pump with TLS", "direct", { tls }],
+  ] as const)
+    it(`whatever it says: a hostile peer is refused with a code, and never with a fault of the memory's (${way})`, () =>
       withMemories([BYTES], async (memory) => {
         assert.ok(memory !== undefined);
-        const target = await PageTarget.listen(memory, { pump, threads, channels: 1 });
+        const target = await PageTarget.listen(memory, { pump, security, threads, channels: 1 });
         try {
           await fc.assert(
             fc.asyncProperty(said, async (one) => {

@@ -4,7 +4,7 @@ import { Socket } from "node:net";
 import { Bitmap, GuestMemory, SegmentPool, allocateHashTable } from "@precopy/guest";
 import { freePages, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
-import type { MigrationParameters } from "@precopy/protocol";
+import type { Address, MigrationParameters } from "@precopy/protocol";
 import { AgentPort, LaneTable, PageChannel, PageReceiver, connectPageChannel } from "@precopy/transport";
 import type {
   ChannelLife,
@@ -38,6 +38,8 @@ export async function withMemories<T>(bytes: readonly number[], use: (...memorie
 
 export interface WireOptions {
   readonly pump: PumpKind;
+  /** Default `pump`. */
+  readonly pumpAtTarget?: PumpKind;
   /** Of both ends; default none. */
   readonly security?: Security | undefined;
   /** For both ends; whoever made them ends them. */
@@ -80,14 +82,21 @@ export class PageTarget {
   #generation = 0;
 
   private constructor(port: AgentPort, memory: GuestMemory, options: WireOptions) {
-    const { pump, threads, channels, hasDigest = true } = options;
+    const { pump, pumpAtTarget = pump, threads, channels, hasDigest = true } = options;
     this.#options = options;
     this.port = port;
     this.populated = new Bitmap(memory.pages);
     const hashes = hasDigest ? allocateHashTable(memory.pages) : undefined;
     this.#makeReceiver = () => {
       const lanes = LaneTable.allocate(channels);
-      const receiver = new PageReceiver({ lanes, threads, pump, memory: memory.share(), hashes, populated: this.populated.words });
+      const receiver = new PageReceiver({
+        lanes,
+        threads,
+        pump: pumpAtTarget,
+        memory: memory.share(),
+        hashes,
+        populated: this.populated.words,
+      });
       receiver.onDelivered = (delivered) => this.onDelivered(delivered);
       receiver.onLost = (life, error) => {
         this.failures.push(error);
@@ -110,11 +119,11 @@ export class PageTarget {
     return target;
   }
 
-  /** Asks for a channel as a peer of ours does; each time for a later generation. @param threads where TLS is to be; undefined: on this thread */
-  async open(channel: number, threads: ChannelThreads | undefined = this.#options.threads): Promise<ChannelSocket> {
+  /** Asks for a channel as a peer of ours does; each time for a later generation. @param through what stands in between */
+  async open(channel: number, threads = this.#options.threads, through: Address = this.port.address): Promise<ChannelSocket> {
     const name = { session: this.session, channel, generation: ++this.#generation };
     const { security } = this.#options;
-    return (await connectPageChannel(this.port.address, name, new AbortController().signal, { security, threads })).socket;
+    return (await connectPageChannel(through, name, new AbortController().signal, { security, threads })).socket;
   }
 
   /** The same, for bytes that no channel of ours would send. */

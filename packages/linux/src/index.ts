@@ -1,3 +1,4 @@
+export * from "./aead.js";
 export * from "./boot-id.js";
 export * from "./core-dumps.js";
 export * from "./file-lock.js";

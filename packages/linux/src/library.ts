@@ -68,10 +68,10 @@ export function declare(prototype: string): (...args: unknown[]) => number {
 }
 
 /**
- * A library by the name that the system's linker knows it by: gives its functions by their prototypes. Undefined where it cannot be had.
- * Each thread opens it for itself.
+ * A library by the name that the system's linker knows it by, or null for this program and what it is linked with: gives its functions by their
+ * prototypes, and throws for one that is not there. Undefined where it cannot be had. Each thread opens it for itself.
  */
-export function openLibrary(name: string): ((prototype: string) => (...args: unknown[]) => number) | undefined {
+export function openLibrary(name: string | null): ((prototype: string) => (...args: unknown[]) => number) | undefined {
   try {
     const koffi = library()?.koffi;
     const opened = koffi && loading.hold(() => koffi.load(name));

@@ -200,7 +200,17 @@ export class BlockingSocket {
     return true;
   }
 
-  /** For a few bytes, such as the answer to an Upgrade. */
+  /** What is there of the stream, at least a byte, into `buffer`: how many; 0 at its end or when told to stop. @throws {MigrationError} ERR_SYSTEM_CALL */
+  readSome(buffer: Buffer): number {
+    for (;;) {
+      const got = recv(this.#fd, buffer, buffer.byteLength, 0);
+      if (got >= 0) return got;
+      if (!isRetry()) throw systemCallError("recv");
+      if (!this.#mayGoOn()) return 0;
+    }
+  }
+
+  /** For what lies in one buffer. Returns false if told to stop. */
   write(bytes: Uint8Array): boolean {
     for (let at = 0; at < bytes.byteLength; ) {
       const sent = send(this.#fd, bytes.subarray(at), bytes.byteLength - at, MSG_NOSIGNAL);

@@ -4,6 +4,7 @@ import { checkServerIdentity, createSecureContext } from "node:tls";
 import type { ConnectionOptions, PeerCertificate, SecureContext, SecureContextOptions, TLSSocket, TlsOptions } from "node:tls";
 import { HANDSHAKE_TIMEOUT_MS, MigrationError, TLS_SESSIONS_MAX } from "@precopy/protocol";
 import type { TlsCredentials } from "./credentials.js";
+import { CIPHER_SUITES } from "./record-keys.js";
 
 /** What a connection is for is said in the handshake, so that the right thread can take it before it: HTTP, or a channel of pages or faults. */
 export const ALPN_HTTP = "http/1.1";
@@ -20,8 +21,6 @@ export interface TlsSettings extends TlsCredentials {
 }
 
 const TICKET_KEY_BYTES = 48;
-/** The processors of today have instructions for the first two; 128 bits are enough, and cheaper. */
-const CIPHERS = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256";
 /** A client whose certificate is out of order is told why, so the handshake itself lets it in; `whyNotClient` must be asked. */
 const JUDGED_AFTERWARDS = { rejectUnauthorized: false } as const;
 const EXPORTER = "EXPORTER-precopy-token";
@@ -42,7 +41,7 @@ const contextOf = ({ ca, crl }: TlsCredentials): SecureContextOptions => ({
   ...(crl !== undefined && { crl }),
   minVersion: "TLSv1.3",
   maxVersion: "TLSv1.3",
-  ciphers: CIPHERS,
+  ciphers: CIPHER_SUITES.join(":"),
 });
 
 /** Who this agent is in TLS 1.3, and whom it lets in. */

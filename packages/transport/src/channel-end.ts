@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { Socket } from "node:net";
 import { systemLz4, whileLoading } from "@precopy/linux";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
@@ -6,6 +7,7 @@ import { MigrationError } from "@precopy/protocol";
 import type { BlockCompression, ErrorCode, MigrationParameters, PacketHeader } from "@precopy/protocol";
 import { codecOfNode } from "@precopy/protocol/page-codec";
 import type { BlockCodec } from "@precopy/protocol/page-codec";
+import type { TrafficSecret } from "@precopy/security";
 import { LaneProgress } from "./lane-progress.js";
 import { LaneTable } from "./lane-table.js";
 import type { SharedLanes } from "./lane-table.js";
@@ -14,7 +16,7 @@ import type { LaneStart, RoundSent, SendPosition } from "./page-packer.js";
 import { PagePlacer } from "./page-placer.js";
 import { ChannelStopped, PageStore } from "./page-store.js";
 import { PostcopyStore } from "./postcopy-store.js";
-import { DirectSendPump, receiveDirect } from "./pump-direct.js";
+import { DirectSendPump, receiveDirect, receiveSealed } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
 import type { PumpKind, SendPump } from "./pump.js";
 import { closedTooEarly } from "./take-descriptor.js";
@@ -33,8 +35,10 @@ export interface ChannelSetup {
   readonly generation: number;
   readonly lanes: SharedLanes;
   readonly pump: PumpKind;
-  /** Undefined where the end has its socket already. */
+  /** Undefined where the end has its socket already, and is to keep it. */
   readonly fd: number | undefined;
+  /** Nothing goes through the descriptor but sealed. */
+  readonly isSecured: boolean;
   readonly memory: SharedMemory;
   /** Undefined with the digest off. */
   readonly hashes: HashTable | undefined;
@@ -96,15 +100,20 @@ export interface ChannelRemains {
 export class ChannelEnd {
   readonly #reply: (message: FromChannel) => void;
   readonly #socket: Socket | undefined;
+  readonly #secret: TrafficSecret | undefined;
   #hashes: PageHashes | undefined;
   #sender: { readonly packer: PagePacker; readonly pump: SendPump; readonly pages: number } | undefined;
   #busy: Promise<void> = Promise.resolve();
   #isEnded = false;
 
-  /** @param socket in place of a descriptor: with TLS, and on the main thread, where none can be taken over. */
-  constructor(reply: (message: FromChannel) => void, socket: Socket | undefined) {
+  /**
+   * @param socket there already: with TLS, and on the main thread, where none can be taken over.
+   * @param secret of its client, for a direct pump that goes on with its descriptor
+   */
+  constructor(reply: (message: FromChannel) => void, socket: Socket | undefined, secret?: TrafficSecret) {
     this.#reply = reply;
     this.#socket = socket;
+    this.#secret = secret;
   }
 
   /** Messages are served in order; only a pace is for what is being sent already. */
@@ -115,7 +124,7 @@ export class ChannelEnd {
 
   async #serve(message: ToChannel): Promise<void> {
     if (this.#isEnded) return;
-    if (message.type === "send") this.#startSending(message);
+    if (message.type === "send") await this.#startSending(message);
     else if (message.type === "receive") await this.#receive(message);
     else if (message.type === "end") this.#end(undefined);
     else if (message.type === "round" && this.#sender !== undefined) {
@@ -131,12 +140,13 @@ export class ChannelEnd {
     this.#busy = this.#busy.then(() => this.#end(failure));
   }
 
-  #startSending(setup: ToChannel & { type: "send" }): void {
+  async #startSending(setup: ToChannel & { type: "send" }): Promise<void> {
+    await this.#letGo(setup);
     const memory = new GuestMemory(setup.memory);
     const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
     const pump =
       setup.pump === "direct" && setup.fd !== undefined
-        ? new DirectSendPump(setup.fd, memory, mayGoOn)
+        ? new DirectSendPump(setup.fd, memory, mayGoOn, this.#secret)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
     const { compression, choices = ["lz4"], xbzrleCacheBytes = 0, zeroCheck = "vector", sentPages } = setup;
@@ -165,10 +175,25 @@ export class ChannelEnd {
           });
     const onFlush = ({ round, sequence, lanes: bits }: PacketHeader): void =>
       this.#reply({ type: "flushed", round, lanes: bits, packets: sequence + 1, digest: hashes?.digest() });
-    if (setup.pump === "direct" && setup.fd !== undefined)
-      receiveDirect(setup.fd, setup.answer, store, () => Atomics.load(setup.stop, 0) === 0, onFlush);
-    else await receivePortable(this.#socketOf(setup), setup.answer, store, onFlush);
+    const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
+    if (setup.pump === "direct" && setup.fd !== undefined) {
+      await this.#letGo(setup, setup.answer);
+      if (this.#secret !== undefined) receiveSealed(setup.fd, this.#secret, store, mayGoOn, onFlush);
+      else receiveDirect(setup.fd, setup.answer, store, mayGoOn, onFlush);
+    } else await receivePortable(this.#socketOf(setup), setup.answer, store, onFlush);
     this.#end(undefined);
+  }
+
+  /**
+   * Of a socket with TLS, before its descriptor is blocked on.
+   * @param last written in the same turn of the loop: it is with the system then, and nothing of what the peer says to it has been read.
+   */
+  async #letGo({ pump, fd, isSecured }: ChannelSetup, last?: Uint8Array): Promise<void> {
+    if (!isSecured || pump !== "direct" || fd === undefined) return;
+    if (this.#socket === undefined || this.#secret === undefined) throw closedTooEarly(); // never in clear instead
+    if (last !== undefined) this.#socket.write(last);
+    this.#socket.destroy();
+    if (!this.#socket.closed) await once(this.#socket, "close");
   }
 
   /** A socket of this thread's own over the descriptor, which it closes with itself. */

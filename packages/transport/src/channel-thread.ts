@@ -1,11 +1,10 @@
-import type { TLSSocket } from "node:tls";
 import { parentPort } from "node:worker_threads";
 import { ChannelEnd } from "./channel-end.js";
 import type { FromChannel, ToChannel } from "./channel-end.js";
 import { FaultEnd } from "./fault-end.js";
 import type { ToFaultEnd } from "./fault-end.js";
 import { TlsEnd } from "./tls-end.js";
-import type { ToTlsEnd } from "./tls-end.js";
+import type { SecuredConnection, ToTlsEnd } from "./tls-end.js";
 
 const port = parentPort;
 if (port === null) throw new Error("channel-thread.js runs as a worker");
@@ -16,10 +15,10 @@ const reply = (message: object): void => port.postMessage(message);
 let end: ChannelEnd | undefined;
 /** Where TLS is, what comes before the channel. */
 let tls: TlsEnd | undefined;
-const secured = (): TLSSocket | undefined => {
-  const socket = tls?.take();
+const secured = (): Partial<SecuredConnection> => {
+  const connection = tls?.take() ?? {};
   tls = undefined;
-  return socket;
+  return connection;
 };
 port.on("message", (message: ToChannel | ToTlsEnd | Extract<ToFaultEnd, { type: "serve-faults" | "handle-faults" }>) => {
   switch (message.type) {
@@ -33,11 +32,13 @@ port.on("message", (message: ToChannel | ToTlsEnd | Extract<ToFaultEnd, { type: 
       return tls?.handle(message);
     case "serve-faults":
     case "handle-faults":
-      return new FaultEnd(reply, secured()).handle(message);
+      return new FaultEnd(reply, secured().socket).handle(message);
     case "send":
-    case "receive":
-      end = new ChannelEnd(reply, secured());
+    case "receive": {
+      const { socket, secret } = secured();
+      end = new ChannelEnd(reply, socket, secret);
       return end.handle(message);
+    }
     default:
       end?.handle(message);
   }

@@ -1,5 +1,5 @@
 import type { Socket } from "node:net";
-import { isLinuxAvailable } from "@precopy/linux";
+import { hasAead, isLinuxAvailable } from "@precopy/linux";
 import type { NativeThread, SocketHandle } from "@precopy/linux";
 import { CHANNELS_MAX, MigrationError, formatAddress } from "@precopy/protocol";
 import type { Address } from "@precopy/protocol";
@@ -53,14 +53,19 @@ export interface ChannelName {
 export type FaultChannelName = Omit<ChannelName, "channel">;
 
 /**
- * direct where this host can take descriptors over and pages travel in clear, else portable.
+ * direct where this host can take descriptors over and, with TLS, seal by itself what goes through them; else portable.
  * @throws {MigrationError} ERR_CAPABILITY if `wanted` cannot be had.
  */
 export function choosePump(wanted: "auto" | PumpKind, { tls }: Security = OPEN): PumpKind {
-  if (wanted === "direct" && !isLinuxAvailable) throw new MigrationError("ERR_CAPABILITY", "The direct pump needs Linux and koffi");
-  if (wanted === "direct" && tls !== undefined)
-    throw new MigrationError("ERR_CAPABILITY", "The direct pump sends pages as they are: with TLS it is the portable one");
-  return wanted === "auto" ? (isLinuxAvailable && tls === undefined ? "direct" : "portable") : wanted;
+  if (wanted === "portable") return wanted;
+  const missing = !isLinuxAvailable
+    ? "needs Linux and koffi"
+    : tls !== undefined && !hasAead()
+      ? "has no OpenSSL to call in this Node"
+      : undefined;
+  if (missing === undefined) return "direct";
+  if (wanted === "direct") throw new MigrationError("ERR_CAPABILITY", `The direct pump ${missing}`);
+  return "portable";
 }
 
 /** A page channel as the source gets it. */
@@ -173,13 +178,14 @@ function parsePoint(text: string): LanePoint {
 }
 
 type Beginning = Extract<ToChannel, { type: "send" | "receive" }>;
-/** What the maker of a channel says; descriptor and stop word are added here. */
+type Ours = "fd" | "isSecured" | "stop";
+/** What the maker of a channel says; the rest of it is added here. */
 export type ChannelOrder =
-  | (Omit<Extract<Beginning, { type: "send" }>, "fd" | "stop" | "sentPages"> & {
+  | (Omit<Extract<Beginning, { type: "send" }>, Ours | "sentPages"> & {
       /** Default auto. */
       readonly congestionControl?: string;
     })
-  | Omit<Extract<Beginning, { type: "receive" }>, "fd" | "stop">;
+  | Omit<Extract<Beginning, { type: "receive" }>, Ours>;
 
 interface Sending {
   readonly resolve: (sent: RoundSent) => void;
@@ -259,12 +265,12 @@ export class PageChannel {
   static #openSecured(socket: SecuredSocket, threads: ChannelThreads, order: ChannelOrder): PageChannel {
     const { thread, handle } = socket.release();
     const channel = new PageChannel(threads, thread, handle, undefined, order.generation);
-    channel.#begin({ ...order, pump: "portable" }, undefined);
+    channel.#begin(order, order.pump === "direct" ? handle.fd : undefined, true);
     return channel;
   }
 
-  #begin(order: ChannelOrder, fd: number | undefined): void {
-    const shared = { fd, stop: this.#stop };
+  #begin(order: ChannelOrder, fd: number | undefined, isSecured = false): void {
+    const shared = { fd, isSecured, stop: this.#stop };
     if (order.type === "receive") return this.#tell({ ...order, ...shared });
     const { congestionControl, ...setup } = order;
     this.congestionControl = this.#handle && setCongestionControl(this.#handle, congestionControl);

@@ -20,24 +20,33 @@ import {
   decodeHeader,
 } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
+import type { TrafficSecret } from "@precopy/security";
 import { ChannelStopped } from "./page-store.js";
 import type { ChannelStore } from "./page-store.js";
+import { decodeInto } from "./pump.js";
 import type { SendPump } from "./pump.js";
+import { RecordOpener, RecordSealer } from "./tls-records.js";
 
 const connectionLost = (cause: unknown): MigrationError => new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
 
 const firstOf = (head: Buffer, run: number): number => head.readUInt32LE(HEADER_BYTES + run * RUN_BYTES);
 const pagesOf = (head: Buffer, run: number): number => head.readUInt32LE(HEADER_BYTES + run * RUN_BYTES + 4);
 
-/** `writev` from guest memory: a page is never copied in user space. */
+/** Of a channel's client everything before its pages is one record: the request. */
+const FIRST_RECORD_OF_PAGES = 1;
+
+/** `writev` from guest memory: a page is never copied in user space. With TLS it is sealed from there. */
 export class DirectSendPump implements SendPump {
   readonly #socket: BlockingSocket;
+  readonly #sealer: RecordSealer | undefined;
   readonly #memory: GuestMemory;
   readonly #pieces = new Pieces(PACKET_DATA_RUNS_MAX + 1);
 
-  /** @param fd connected; blocking from now on, and the main thread's to close. */
-  constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean) {
-    this.#socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
+  /** @param fd connected; blocking from now on, and the main thread's to close. @param secret of the client, where there is TLS; the pump's from now on */
+  constructor(fd: number, memory: GuestMemory, mayGoOn: () => boolean, secret?: TrafficSecret) {
+    const socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
+    this.#socket = socket;
+    this.#sealer = secret && new RecordSealer(secret, FIRST_RECORD_OF_PAGES, (records) => socket.write(records));
     this.#memory = memory;
   }
 
@@ -73,7 +82,7 @@ export class DirectSendPump implements SendPump {
   #write(count: number): void {
     let isWritten: boolean;
     try {
-      isWritten = this.#socket.writeAll(this.#pieces, count);
+      isWritten = (this.#sealer ?? this.#socket).writeAll(this.#pieces, count);
     } catch (cause) {
       throw connectionLost(cause);
     }
@@ -92,7 +101,10 @@ export class DirectSendPump implements SendPump {
     return this.#socket.linkState();
   }
 
-  close(): void {} // the main thread owns the descriptor
+  /** The main thread owns the descriptor. */
+  close(): void {
+    this.#sealer?.close();
+  }
 }
 
 interface Scratch {
@@ -148,5 +160,33 @@ export function receiveDirect(
   } catch (error) {
     if (error instanceof MigrationError && error.code !== "ERR_SYSTEM_CALL") throw error;
     throw connectionLost(error);
+  }
+}
+
+/**
+ * The same of a connection with TLS, whose handshake, Upgrade and answer are done.
+ * @param secret of the client; this function's from now on. @throws {MigrationError} as receiveDirect
+ */
+export function receiveSealed(
+  fd: number,
+  secret: TrafficSecret,
+  store: ChannelStore,
+  mayGoOn: () => boolean,
+  onFlush: (header: PacketHeader) => void,
+): void {
+  const opener = new RecordOpener(secret, FIRST_RECORD_OF_PAGES);
+  try {
+    const socket = new BlockingSocket(fd, SOCKET_POLL_MS, SOCKET_DEAD_MS, mayGoOn);
+    const decoder = decodeInto(store, onFlush);
+    while (!opener.isEnded) {
+      const got = socket.readSome(opener.room);
+      if (got === 0) throw new ChannelStopped();
+      decoder.push(opener.open(got));
+    }
+  } catch (error) {
+    if (error instanceof MigrationError && error.code !== "ERR_SYSTEM_CALL") throw error;
+    throw connectionLost(error);
+  } finally {
+    opener.close();
   }
 }

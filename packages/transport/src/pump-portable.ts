@@ -1,10 +1,11 @@
 import type { Socket } from "node:net";
 import { SLICE_PAGES } from "@precopy/guest";
 import type { GuestMemory, VisitPages } from "@precopy/guest";
-import { HEADER_BYTES, MigrationError, PAGE_BYTES, PacketDecoder, PacketKind, RUN_BYTES, SOCKET_POLL_MS } from "@precopy/protocol";
+import { HEADER_BYTES, MigrationError, PAGE_BYTES, RUN_BYTES, SOCKET_POLL_MS } from "@precopy/protocol";
 import type { PacketHeader } from "@precopy/protocol";
 import { ChannelStopped } from "./page-store.js";
 import type { ChannelStore } from "./page-store.js";
+import { decodeInto } from "./pump.js";
 import type { SendPump } from "./pump.js";
 import { TokenBucket } from "./token-bucket.js";
 import { dropped } from "./young-garbage.js";
@@ -106,18 +107,7 @@ export function receivePortable(
   store: ChannelStore,
   onFlush: (header: PacketHeader) => void,
 ): Promise<void> {
-  let current: PacketHeader | undefined;
-  const decoder = new PacketDecoder(store.bounds, {
-    begin: (header, head, dataPages) => {
-      current = header;
-      store.begin(header, head, dataPages);
-    },
-    payload: (bytes) => store.payload(bytes),
-    end: () => {
-      store.end();
-      if (current?.kind === PacketKind.Flush) onFlush(current);
-    },
-  });
+  const decoder = decodeInto(store, onFlush);
   return new Promise((resolve, reject) => {
     const fail = (error: unknown): void => {
       reject(error);

@@ -1,7 +1,10 @@
 import type { VisitPages } from "@precopy/guest";
 import { isLinuxAvailable, mayUseCongestionControl } from "@precopy/linux";
 import type { LinkState, SocketHandle } from "@precopy/linux";
-import { MigrationError } from "@precopy/protocol";
+import { MigrationError, PacketDecoder, PacketKind, PageEncoding } from "@precopy/protocol";
+import type { PacketHeader } from "@precopy/protocol";
+import type { ChannelStore } from "./page-store.js";
+import { dropped } from "./young-garbage.js";
 
 export type { LinkState } from "@precopy/linux";
 
@@ -61,4 +64,21 @@ export interface SendPump {
   /** Undefined where nobody can tell. */
   linkState(): LinkState | undefined;
   close(): void;
+}
+
+/** What turns a channel's bytes into pages of `store`, however they are cut; tells of each FLUSH. */
+export function decodeInto(store: ChannelStore, onFlush: (header: PacketHeader) => void): PacketDecoder {
+  let current: PacketHeader | undefined;
+  return new PacketDecoder(store.bounds, {
+    begin: (header, head, dataPages) => {
+      current = header;
+      store.begin(header, head, dataPages);
+      if (header.encoding !== PageEncoding.Raw) dropped(header.payloadBytes); // the decoder's buffer of it
+    },
+    payload: (bytes) => store.payload(bytes),
+    end: () => {
+      store.end();
+      if (current?.kind === PacketKind.Flush) onFlush(current);
+    },
+  });
 }

@@ -5,8 +5,8 @@ import { connect as connectTls, createServer } from "node:tls";
 import type { TLSSocket } from "node:tls";
 import { CONNECT_TIMEOUT_MS, HANDSHAKE_TIMEOUT_MS, MigrationError } from "@precopy/protocol";
 import type { ErrorCode } from "@precopy/protocol";
-import { ALPN_CHANNEL, TlsIdentity } from "@precopy/security";
-import type { TlsSettings } from "@precopy/security";
+import { ALPN_CHANNEL, TlsIdentity, clientSecretIn, isCipherSuite } from "@precopy/security";
+import type { TlsSettings, TrafficSecret } from "@precopy/security";
 import { handshakeFailure, tellPeer } from "./dial.js";
 import { readHead } from "./http-head.js";
 import type { HttpHead } from "./http-head.js";
@@ -36,11 +36,19 @@ export type FromTlsEnd =
   /** The connection is over, and nothing of it left. */
   | { readonly type: "tls-ended"; readonly code: ErrorCode | undefined; readonly message: string };
 
+/** A connection on which nothing but the Upgrade has passed. */
+export interface SecuredConnection {
+  readonly socket: TLSSocket;
+  /** What the client's records are sealed with. */
+  readonly secret: TrafficSecret | undefined;
+}
+
 /** TLS of one connection, in the thread that will carry its channel. */
 export class TlsEnd {
   readonly #reply: (message: FromTlsEnd) => void;
   #socket: TLSSocket | undefined;
   #raw: Socket | undefined;
+  #secret: Buffer | undefined;
   #isEnded = false;
 
   constructor(reply: (message: FromTlsEnd) => void) {
@@ -54,11 +62,17 @@ export class TlsEnd {
   }
 
   /** For the channel that begins: from here on the socket is its. Undefined if it has ended already. */
-  take(): TLSSocket | undefined {
-    if (this.#isEnded) return undefined;
+  take(): SecuredConnection | undefined {
+    const [socket, secret] = [this.#socket, this.#secret];
+    if (this.#isEnded || socket === undefined) return undefined;
     this.#isEnded = true;
-    return this.#socket;
+    const suite = socket.destroyed ? "" : socket.getCipher().standardName;
+    return { socket, secret: secret && isCipherSuite(suite) ? { suite, secret } : undefined };
   }
+
+  readonly #onKeyLog = (line: Buffer): void => {
+    this.#secret = clientSecretIn(line) ?? this.#secret;
+  };
 
   async #serve(message: Exclude<ToTlsEnd, { type: "tls-close" | "tls-answer" }>): Promise<void> {
     if (message.type === "tls-relay") return this.#relay(message.fd);
@@ -68,7 +82,7 @@ export class TlsEnd {
     const isAccepting = message.type === "tls-accept";
     const timer = setTimeout(() => raw.destroy(), isAccepting ? HANDSHAKE_TIMEOUT_MS : CONNECT_TIMEOUT_MS);
     try {
-      const socket = isAccepting ? await accept(raw, message) : await connect(raw, message);
+      const socket = isAccepting ? await accept(raw, message, this.#onKeyLog) : await connect(raw, message, this.#onKeyLog);
       this.#socket = socket;
       socket.on("error", () => {}); // it ends then, which is told
       const head = await readHead(socket).catch((cause: unknown) => {
@@ -116,10 +130,12 @@ export class TlsEnd {
   }
 }
 
+type OnKeyLog = (line: Buffer) => void;
+
 /** @throws {MigrationError} what is wrong with the client, which is told */
-async function accept(raw: Socket, { hello, settings, peer }: ToTlsEnd & { type: "tls-accept" }): Promise<TLSSocket> {
+async function accept(raw: Socket, { hello, settings, peer }: ToTlsEnd & { type: "tls-accept" }, onKeyLog: OnKeyLog): Promise<TLSSocket> {
   const identity = new TlsIdentity(settings);
-  const server = createServer(identity.serverOptions(ALPN_CHANNEL));
+  const server = createServer(identity.serverOptions(ALPN_CHANNEL)).on("keylog", onKeyLog);
   const settled = new Promise<TLSSocket>((resolve, reject) => {
     server.once("secureConnection", resolve);
     server.once("tlsClientError", (cause) => reject(handshakeFailure(cause, peer)));
@@ -138,9 +154,13 @@ async function accept(raw: Socket, { hello, settings, peer }: ToTlsEnd & { type:
 }
 
 /** @throws {MigrationError} what is wrong with the server, which is told */
-async function connect(raw: Socket, { host, peer, request, settings, session }: ToTlsEnd & { type: "tls-connect" }): Promise<TLSSocket> {
+async function connect(
+  raw: Socket,
+  { host, peer, request, settings, session }: ToTlsEnd & { type: "tls-connect" },
+  onKeyLog: OnKeyLog,
+): Promise<TLSSocket> {
   const identity = new TlsIdentity(settings);
-  const socket = connectTls({ ...identity.connectOptions(host, ALPN_CHANNEL, session), socket: raw });
+  const socket = connectTls({ ...identity.connectOptions(host, ALPN_CHANNEL, session), socket: raw }).on("keylog", onKeyLog);
   try {
     await Promise.race([
       once(socket, "secureConnect"),
