@@ -1,3 +1,5 @@
+import { MigrationError } from "@precopy/protocol";
+
 /** Something that reads bytes of anybody's. */
 export interface FuzzTarget {
   readonly name: string;
@@ -15,3 +17,20 @@ export interface FuzzTarget {
 
 /** Something broke that no input may break. */
 export class Finding extends Error {}
+
+/** Runs what may refuse its input, by a code of ours and no other way. */
+export function refusing(read: () => void): void {
+  try {
+    read();
+  } catch (thrown) {
+    if (thrown instanceof MigrationError && thrown.code !== "ERR_INTERNAL") return;
+    throw thrown;
+  }
+}
+
+export const number = (value: number): Buffer => {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value);
+  return bytes;
+};
+export const text = (value: string): Buffer => Buffer.from(value, "latin1");
