@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { TestContext } from "node:test";
+import { hasAead, isLinuxAvailable } from "@precopy/linux";
 import { Lab, ask, precopy, reportOf } from "./lab.js";
 
 /** A busy machine makes every estimate long, and nothing here is about convergence. */
@@ -61,6 +62,8 @@ it("bench --quick moves a guest to a target that discards it, and prints and kee
     plots,
   ]);
   assert.equal(outcome.code, 0, outcome.stderr);
+  if (isLinuxAvailable && hasAead())
+    assert.match(outcome.stdout, /^in clear; TLS would take \d\.\d\d s of processor more a GiB, both ends together$/m);
   assert.match(outcome.stdout, /^ +2k +2 none +auto .* 2\/2$/m);
   assert.match(outcome.stdout, /^best: 2k\/s +2 ch, none, auto: total /m);
   for (const line of outcome.stdout.split("\n")) assert.ok(line.length <= 80 || line.startsWith("wrote "), `fits a terminal: ${line}`);

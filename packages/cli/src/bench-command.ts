@@ -20,15 +20,16 @@ import { securityArguments } from "./security-options.js";
 export async function runBench(options: BenchOptions, run: RunContext): Promise<void> {
   const security = loadSecurity(options.security);
   await greetAgent(options.to, security); // one that is not there is found out before a guest is booted
-  const cost = security.tls && security.tls.settings.server && (await measureTlsCost(security.tls));
+  const cost = await measureTlsCost(security.tls);
   if (options.plots !== undefined) makeFolder(options.plots);
   const results: SweepResult[] = [];
   const say = (text: string): void => {
     if (!options.isJson) run.output.write(`${text}\n`);
   };
   if (cost !== undefined) {
-    say(wordsOf(cost));
-    if (options.isJson) printJson(run, { type: "tls-cost", ...cost });
+    say(wordsOf(cost, security.tls !== undefined));
+    if (options.isJson)
+      printJson(run, { type: "tls-cost", tls: security.tls !== undefined, cipher: cost.cipher, "seconds-per-gib": cost.secondsPerGib });
   }
   say(renderSweepHeader(isColoured(run)));
   try {
@@ -65,9 +66,9 @@ export async function runBench(options: BenchOptions, run: RunContext): Promise<
     throw new MigrationError(first.code, `${failures.length} of ${runs.length} runs failed, the first because: ${first.message}`);
 }
 
-/** So that nobody has to guess what it would be without. */
-const wordsOf = ({ cipher, secondsPerGib }: TlsCost): string =>
-  `${cipher}: a GiB takes ${secondsPerGib.toFixed(2)} s of processor more here than in clear, both ends together\n`;
+/** So that nobody has to guess what it would be without, or with. */
+const wordsOf = ({ cipher, secondsPerGib }: TlsCost, isTlsOn: boolean): string =>
+  `${isTlsOn ? `${cipher}:` : "in clear; TLS would take"} ${secondsPerGib.toFixed(2)} s of processor more a GiB, both ends together\n`;
 
 const sourceArguments = ({ memoryBytes, fill, workingSetBytes, security }: BenchOptions): string[] => [
   ...securityArguments(security),

@@ -2,10 +2,9 @@ import { once } from "node:events";
 import { createConnection, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { connect as connectTls, createServer as createTlsServer } from "node:tls";
-import { Pieces, addressOf } from "@precopy/linux";
+import { Pieces, addressOf, hasAead, isLinuxAvailable } from "@precopy/linux";
 import { ALPN_CHANNEL, CIPHER_SUITES, secretBytesOf } from "@precopy/security";
 import type { TlsIdentity } from "@precopy/security";
-import { choosePump } from "./page-channel.js";
 import { RecordOpener, RecordSealer } from "./tls-records.js";
 
 const BYTES = 2 ** 28;
@@ -34,9 +33,13 @@ async function carry(from: Socket, to: Socket): Promise<number> {
   return secondsSince(before);
 }
 
-/** Measures what encryption costs here, in some tenths of a second. @throws {MigrationError} ERR_TLS_CREDENTIALS without a server's certificate */
-export function measureTlsCost(identity: TlsIdentity): Promise<TlsCost> {
-  return choosePump("auto", { tls: identity }) === "direct" ? Promise.resolve(measureSealing()) : measureSockets(identity);
+/**
+ * Measures what encryption costs here, in some tenths of a second. Undefined where that takes a server's certificate, and there is none.
+ * @param identity undefined: in clear, of which it is asked what TLS would cost
+ */
+export async function measureTlsCost(identity: TlsIdentity | undefined): Promise<TlsCost | undefined> {
+  if (isLinuxAvailable && hasAead()) return measureSealing();
+  return identity?.settings.server && measureSockets(identity);
 }
 
 /** What the direct pump does more. */
