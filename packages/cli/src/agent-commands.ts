@@ -2,7 +2,7 @@ import { MigrationError, formatAddress, parseAddress } from "@precopy/protocol";
 import { greetAgent } from "@precopy/transport";
 import { pino } from "pino";
 import { Agent } from "./agent.js";
-import type { AgentOptions, SourceOptions, TargetOptions } from "./args.js";
+import type { AgentOptions, SourceOptions, TargetOptions } from "./agent-args.js";
 import { CommandSocket } from "./command-socket.js";
 import { exitCodeOf, formatError } from "./exit-code.js";
 import { loadSecurity } from "./load-security.js";

@@ -5,21 +5,15 @@ import { describe, it } from "node:test";
 import { CommanderError } from "@commander-js/extra-typings";
 import { DEFAULT_PARAMETERS, MigrationError } from "@precopy/protocol";
 import type { ErrorCode } from "@precopy/protocol";
-import { RELEASE, buildProgram, socketPath, statePath } from "./args.js";
-import type {
-  Actions,
-  BenchOptions,
-  CertsInitOptions,
-  CertsIssueOptions,
-  ClientOptions,
-  DemoOptions,
-  MigrateOptions,
-  ResolveOptions,
-  SourceOptions,
-  SwitchOptions,
-  TargetOptions,
-  WhoOwnsOptions,
-} from "./args.js";
+import type { SourceOptions, TargetOptions } from "./agent-args.js";
+import { socketPath, statePath } from "./agent-selection.js";
+import { buildProgram } from "./args.js";
+import type { Actions } from "./args.js";
+import type { BenchOptions } from "./bench-args.js";
+import type { CertsInitOptions, CertsIssueOptions } from "./certs-args.js";
+import type { ClientOptions, DemoOptions, SwitchOptions } from "./lab-args.js";
+import type { MigrateOptions, ResolveOptions, WhoOwnsOptions } from "./migrate-args.js";
+import { RELEASE } from "./release.js";
 import { NO_SECURITY } from "./security-options.js";
 
 /** Runs one command line against actions that only remember. */

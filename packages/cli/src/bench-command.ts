@@ -5,11 +5,11 @@ import type { SweepResult } from "@precopy/lab";
 import { MigrationError, formatAddress, formatBytes } from "@precopy/protocol";
 import { greetAgent, measureTlsCost } from "@precopy/transport";
 import type { TlsCost } from "@precopy/transport";
-import { RELEASE } from "./args.js";
-import type { BenchOptions } from "./args.js";
+import type { BenchOptions } from "./bench-args.js";
 import { loadSecurity } from "./load-security.js";
 import { renderSweepEnd, renderSweepHeader, renderSweepRow } from "./render-sweep.js";
 import { isColoured, printJson, writeReport } from "./run-context.js";
+import { RELEASE } from "./release.js";
 import type { RunContext } from "./run-context.js";
 import { securityArguments } from "./security-options.js";
 

@@ -4,7 +4,7 @@ import { MigrationError } from "@precopy/protocol";
 import { CREDENTIAL_FILES } from "@precopy/security";
 import { CertificateAuthority } from "@precopy/security/authority";
 import type { KeyPair } from "@precopy/security";
-import type { CertsInitOptions, CertsIssueOptions } from "./args.js";
+import type { CertsInitOptions, CertsIssueOptions } from "./certs-args.js";
 import { printJson } from "./run-context.js";
 import type { RunContext } from "./run-context.js";
 

@@ -1,6 +1,6 @@
 import { formatAddress } from "@precopy/protocol";
 import type { DirtyRate, MigrationPlanReport } from "@precopy/protocol";
-import type { DirtyRateOptions, HistoryOptions, PlanOptions } from "./args.js";
+import type { DirtyRateOptions, HistoryOptions, PlanOptions } from "./migrate-args.js";
 import { callAgent } from "./command-socket.js";
 import { readHistory } from "./history.js";
 import { renderDirtyRate, renderHistory, renderPlan } from "./render-forecast.js";

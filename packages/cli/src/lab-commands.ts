@@ -1,7 +1,7 @@
 import { createInterface } from "node:readline";
 import { LedgerClient, Switch, runDemo } from "@precopy/lab";
 import { MigrationError, formatAddress, isLoopback } from "@precopy/protocol";
-import type { ClientOptions, DemoOptions, SwitchOptions } from "./args.js";
+import type { ClientOptions, DemoOptions, SwitchOptions } from "./lab-args.js";
 import { renderComparison } from "./render.js";
 import { isColoured, makeRenderer, printJson, untilStopped, writeReport } from "./run-context.js";
 import type { RunContext } from "./run-context.js";

@@ -1,8 +1,8 @@
 import { MigrationError, formatAddress } from "@precopy/protocol";
 import type { MigrationReport, ProgressEvent } from "@precopy/protocol";
-import { socketPath } from "./args.js";
+import { socketPath } from "./agent-selection.js";
+import type { AgentSelection } from "./agent-selection.js";
 import type {
-  AgentSelection,
   CancelOptions,
   MigrateOptions,
   PostcopyOptions,
@@ -10,7 +10,7 @@ import type {
   SetOptions,
   StatusOptions,
   WhoOwnsOptions,
-} from "./args.js";
+} from "./migrate-args.js";
 import { callAgent } from "./command-socket.js";
 import type { Resolution, ResolveRequest, WhoOwnsAnswer } from "./command-socket.js";
 import { verdictOf } from "./ownership-verdict.js";

@@ -1,4 +1,5 @@
 import { Option } from "@commander-js/extra-typings";
+import type { Command } from "@commander-js/extra-typings";
 import {
   MigrationError,
   PAGE_BYTES,
@@ -72,3 +73,8 @@ export function parseList<T>(parse: (text: string) => T): (text: string) => T[] 
     return new Set(list).size === list.length ? list : refuse(`"${text}" names one twice`);
   };
 }
+
+/** What an action is given of a command's options. */
+export type OptionsOf<C> = C extends Command<infer _A, infer O, infer _G> ? O : never;
+/** Of a command that has none yet. */
+export type None = Record<never, never>;

@@ -3,7 +3,7 @@ import { describe, it } from "node:test";
 import { OWNERSHIPS } from "@precopy/protocol";
 import type { Ownership, OwnershipStanding } from "@precopy/protocol";
 import { buildProgram } from "./args.js";
-import type { ResolveOptions } from "./args.js";
+import type { ResolveOptions } from "./migrate-args.js";
 import type { WhoOwnsAnswer } from "./command-socket.js";
 import { verdictOf } from "./ownership-verdict.js";
 
