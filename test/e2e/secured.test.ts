@@ -1,13 +1,16 @@
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { whyNoMissingPages } from "@precopy/guest";
+import { CREDENTIAL_FILES } from "@precopy/security";
+import { CertificateAuthority } from "@precopy/security/authority";
 import { Lab, SLOW, isRight, postcopyOf, precopy, reportOf, untilPhase, untilSaid } from "./lab.js";
 import { Pair } from "./pair.js";
 
+const DAY_MS = 86_400_000;
 const folder = mkdtempSync(join(tmpdir(), "precopy-secured-"));
 after(() => rmSync(folder, { recursive: true }));
 
@@ -17,6 +20,8 @@ const elsewhere = join(folder, "other-ca");
 const here = join(folder, "here");
 const otherHost = join(folder, "other-host");
 const stranger = join(folder, "stranger");
+const lastYear = join(folder, "last-year");
+const serverOnly = join(folder, "server-only");
 const token = join(folder, "token");
 const otherToken = join(folder, "other-token");
 before(async () => {
@@ -30,6 +35,22 @@ before(async () => {
     assert.equal(issued.code, 0, issued.stderr);
     assert.match(issued.stdout, /ca-cert\.pem server-cert\.pem server-key\.pem client-cert\.pem client-key\.pem, for host-/);
   }
+  for (const [out, left] of [
+    [lastYear, Object.values(CREDENTIAL_FILES)],
+    [serverOnly, [CREDENTIAL_FILES.ca, CREDENTIAL_FILES.serverCert, CREDENTIAL_FILES.serverKey]],
+  ] as const) {
+    mkdirSync(out);
+    for (const file of left) if (existsSync(join(here, file))) copyFileSync(join(here, file), join(out, file));
+  }
+  const [cert, key] = ["ca-cert.pem", "ca-key.pem"].map((file) => readFileSync(join(authority, file), "utf8"));
+  const past = { from: new Date(Date.now() - 400 * DAY_MS), to: new Date(Date.now() - 35 * DAY_MS) };
+  const expired = await (await CertificateAuthority.load({ cert: cert ?? "", key: key ?? "" })).issue({
+    names: ["127.0.0.1"],
+    side: "client",
+    ...past,
+  });
+  writeFileSync(join(lastYear, CREDENTIAL_FILES.clientCert), expired.cert);
+  writeFileSync(join(lastYear, CREDENTIAL_FILES.clientKey), expired.key, { mode: 0o600 });
   writeFileSync(token, "a secret of both agents\n", { mode: 0o600 });
   writeFileSync(otherToken, "a secret of one agent\n", { mode: 0o600 });
 });
@@ -91,12 +112,24 @@ describe("at agents that do not fit each other the migration ends, and both oper
       target: ["--tls-creds", here, "--tls-authz", "host-b"],
       code: "ERR_TLS_AUTHZ",
     },
+    {
+      title: "a source's certificate that has expired",
+      source: ["--tls-creds", lastYear],
+      target: ["--tls-creds", here],
+      code: "ERR_TLS_EXPIRED",
+    },
+    {
+      title: "no certificate at the source",
+      source: ["--tls-creds", serverOnly],
+      target: ["--tls-creds", here],
+      code: "ERR_TLS_NO_CERTIFICATE",
+    },
     { title: "no TLS at the source", source: [], target: ["--tls-creds", here], code: "ERR_TLS_REQUIRED" },
     { title: "no TLS at the target", source: ["--tls-creds", here], target: [], code: "ERR_TLS_NOT_OFFERED" },
     { title: "another token", source: ["--token-file", token], target: ["--token-file", otherToken], code: "ERR_TOKEN_WRONG" },
     { title: "no token at the source", source: [], target: ["--token-file", token], code: "ERR_TOKEN_REQUIRED" },
   ] as { title: string; source: string[]; target: string[]; code: string; there?: string }[])
-    it(title, async () => {
+    it(title, async (context) => {
       const [from, to] = await Promise.all([
         lab.agent("source", `a-${code}`, ["--workload", "idle", "--memory", "16MiB", ...source]),
         lab.agent("target", `b-${code}`, target),
@@ -105,6 +138,8 @@ describe("at agents that do not fit each other the migration ends, and both oper
       assert.equal(outcome.code, 12, outcome.stderr);
       assert.match(outcome.stderr, new RegExp(`^precopy: ${code}: .+`));
       const [said = ""] = await untilSaid(to, new RegExp(`.*"code":"${there}".*`));
+      context.diagnostic(`at the source: ${outcome.stderr.trim()}`);
+      context.diagnostic(`at the target: ${said}`);
       assert.match(said, /"remedy":"/);
       assert.match(said, /"peer":"127\.0\.0\.1:\d+"/);
       assert.equal((await lab.guestAt(from))?.phase, "running");

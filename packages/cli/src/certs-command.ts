@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { MigrationError } from "@precopy/protocol";
@@ -45,7 +46,8 @@ function readAuthority(folder: string): KeyPair {
 /** `precopy certs init`. @throws {MigrationError} ERR_PARAMETER */
 export async function runCertsInit({ dir, days, isJson }: CertsInitOptions, run: RunContext): Promise<void> {
   const validity = validFor(days);
-  const { cert, key } = (await CertificateAuthority.create("precopy lab CA", validity)).pair;
+  // Its own name, so that "issued by" tells one lab's from another's.
+  const { cert, key } = (await CertificateAuthority.create(`precopy lab CA ${randomBytes(3).toString("hex")}`, validity)).pair;
   const folder = resolve(dir);
   writeNew(folder, { [CREDENTIAL_FILES.ca]: { text: cert, mode: PUBLIC }, [CA_KEY]: { text: key, mode: SECRET } });
   if (isJson) return printJson(run, { type: "authority", dir: folder, "valid-until": validity.to.toISOString() });

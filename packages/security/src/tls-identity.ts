@@ -109,7 +109,7 @@ export class TlsIdentity {
     if (socket.isSessionReused()) return undefined;
     const name = this.settings.hostname ?? host;
     const certificate = socket.getPeerCertificate();
-    const failure = whyNotTrusted(socket, certificate, `The agent at ${host}`);
+    const failure = whyNotTrusted(socket, certificate, `the agent at ${host}`);
     if (failure !== undefined) return failure;
     const cause = checkServerIdentity(name, certificate);
     if (cause === undefined) return undefined;
@@ -134,7 +134,8 @@ const hasCertificate = (certificate: PeerCertificate): boolean => Object.keys(ce
 
 function whyNotTrusted(socket: TLSSocket, certificate: PeerCertificate, who: string): MigrationError | undefined {
   // Looked at first: of a session resumed without one, OpenSSL says that all is well.
-  if (!hasCertificate(certificate)) return new MigrationError("ERR_TLS_NO_CERTIFICATE", `${who} showed no certificate`);
+  if (!hasCertificate(certificate))
+    return new MigrationError("ERR_TLS_NO_CERTIFICATE", `${who.replace(/^the/, "The")} showed no certificate`);
   const reason = authorizationError(socket);
   if (reason === undefined) return undefined;
   if (reason === "CERT_HAS_EXPIRED" || reason === "CERT_NOT_YET_VALID")
