@@ -47,6 +47,16 @@ describe("the fuzzer", () => {
     assert.equal((await fuzz({ ...target, read: () => {} }, [], 50, 1)).findings.length, 0);
   });
 
+  it("takes what keeps the processor busy for a finding, not what stood still", async () => {
+    const busy = (): void => {
+      for (const end = performance.now() + 1500; performance.now() < end; );
+    };
+    assert.match((await fuzz({ ...target, read: busy }, [], 1, 1, () => {}, 1)).findings[0]?.what ?? "", /^It took \d+ ms$/);
+    let calls = 0; // an input that is slow is read a second time
+    const waits = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, calls++ < 2 ? 1100 : 0));
+    assert.deepEqual((await fuzz({ ...target, read: waits }, [], 1, 1)).findings, []);
+  });
+
   it("makes the same inputs of the same seed, none too long", () => {
     const some = (seed: number): string[] => {
       const random = randomOf(seed);

@@ -42,7 +42,7 @@ describe("ChannelEnd", { skip }, () => {
       let heard = 0;
       peer.on("data", (bytes) => (heard += bytes.byteLength));
       const ended = new Promise<FromChannel>((resolve) => {
-        const end = new ChannelEnd(resolve, undefined, undefined);
+        const end = new ChannelEnd(resolve, undefined);
         end.handle({ ...order, ...setupOf(near.fd) });
         end.handle({ type: "round", round: 1, words: new Uint32Array(8).fill(2 ** 32 - 1), pacing: 0, from: [{ lane: 0, page: 0 }] });
       });

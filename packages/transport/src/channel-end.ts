@@ -1,4 +1,3 @@
-import { once } from "node:events";
 import { Socket } from "node:net";
 import { systemLz4, whileLoading } from "@precopy/linux";
 import { Bitmap, GuestMemory, PageHashes } from "@precopy/guest";
@@ -20,6 +19,7 @@ import { DirectSendPump, receiveDirect, receiveSealed } from "./pump-direct.js";
 import { PortableSendPump, receivePortable } from "./pump-portable.js";
 import type { PumpKind, SendPump } from "./pump.js";
 import { closedTooEarly } from "./take-descriptor.js";
+import { SecuredConnection } from "./tls-end.js";
 import { collectDropped } from "./young-garbage.js";
 
 /** What the receiving threads have to know of post-copy; see PostcopyStore and PagePlacer. */
@@ -100,20 +100,17 @@ export interface ChannelRemains {
 export class ChannelEnd {
   readonly #reply: (message: FromChannel) => void;
   readonly #socket: Socket | undefined;
-  readonly #secret: TrafficSecret | undefined;
+  readonly #secured: SecuredConnection | undefined;
   #hashes: PageHashes | undefined;
   #sender: { readonly packer: PagePacker; readonly pump: SendPump; readonly pages: number } | undefined;
   #busy: Promise<void> = Promise.resolve();
   #isEnded = false;
 
-  /**
-   * @param socket there already: with TLS, and on the main thread, where none can be taken over.
-   * @param secret of its client, for a direct pump that goes on with its descriptor
-   */
-  constructor(reply: (message: FromChannel) => void, socket: Socket | undefined, secret?: TrafficSecret) {
+  /** @param connection there already: with TLS, and on the main thread, where no descriptor can be taken over. */
+  constructor(reply: (message: FromChannel) => void, connection: Socket | SecuredConnection | undefined) {
     this.#reply = reply;
-    this.#socket = socket;
-    this.#secret = secret;
+    this.#secured = connection instanceof SecuredConnection ? connection : undefined;
+    this.#socket = connection instanceof SecuredConnection ? connection.socket : connection;
   }
 
   /** Messages are served in order; only a pace is for what is being sent already. */
@@ -141,12 +138,12 @@ export class ChannelEnd {
   }
 
   async #startSending(setup: ToChannel & { type: "send" }): Promise<void> {
-    await this.#letGo(setup);
+    const secret = await this.#letGo(setup);
     const memory = new GuestMemory(setup.memory);
     const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
     const pump =
       setup.pump === "direct" && setup.fd !== undefined
-        ? new DirectSendPump(setup.fd, memory, mayGoOn, this.#secret)
+        ? new DirectSendPump(setup.fd, memory, mayGoOn, secret)
         : new PortableSendPump(this.#socketOf(setup), memory, mayGoOn, (failure) => this.#endInTurn(failure));
     this.#hashes = setup.hashes === undefined ? undefined : new PageHashes(memory, setup.hashes);
     const { compression, choices = ["lz4"], xbzrleCacheBytes = 0, zeroCheck = "vector", sentPages } = setup;
@@ -177,23 +174,18 @@ export class ChannelEnd {
       this.#reply({ type: "flushed", round, lanes: bits, packets: sequence + 1, digest: hashes?.digest() });
     const mayGoOn = (): boolean => Atomics.load(setup.stop, 0) === 0;
     if (setup.pump === "direct" && setup.fd !== undefined) {
-      await this.#letGo(setup, setup.answer);
-      if (this.#secret !== undefined) receiveSealed(setup.fd, this.#secret, store, mayGoOn, onFlush);
+      const secret = await this.#letGo(setup, setup.answer);
+      if (secret !== undefined) receiveSealed(setup.fd, secret, store, mayGoOn, onFlush);
       else receiveDirect(setup.fd, setup.answer, store, mayGoOn, onFlush);
     } else await receivePortable(this.#socketOf(setup), setup.answer, store, onFlush);
     this.#end(undefined);
   }
 
-  /**
-   * Of a socket with TLS, before its descriptor is blocked on.
-   * @param last written in the same turn of the loop: it is with the system then, and nothing of what the peer says to it has been read.
-   */
-  async #letGo({ pump, fd, isSecured }: ChannelSetup, last?: Uint8Array): Promise<void> {
-    if (!isSecured || pump !== "direct" || fd === undefined) return;
-    if (this.#socket === undefined || this.#secret === undefined) throw closedTooEarly(); // never in clear instead
-    if (last !== undefined) this.#socket.write(last);
-    this.#socket.destroy();
-    if (!this.#socket.closed) await once(this.#socket, "close");
+  /** @returns what pages are to be sealed with; undefined where nothing is, or the socket does it. @throws {MigrationError} ERR_LINK_LOST, never in clear instead */
+  async #letGo({ pump, fd, isSecured }: ChannelSetup, last?: Uint8Array): Promise<TrafficSecret | undefined> {
+    if (!isSecured || pump !== "direct" || fd === undefined) return undefined;
+    if (this.#secured === undefined) throw closedTooEarly();
+    return this.#secured.letGo(last);
   }
 
   /** A socket of this thread's own over the descriptor, which it closes with itself. */

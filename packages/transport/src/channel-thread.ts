@@ -15,8 +15,8 @@ const reply = (message: object): void => port.postMessage(message);
 let end: ChannelEnd | undefined;
 /** Where TLS is, what comes before the channel. */
 let tls: TlsEnd | undefined;
-const secured = (): Partial<SecuredConnection> => {
-  const connection = tls?.take() ?? {};
+const secured = (): SecuredConnection | undefined => {
+  const connection = tls?.take();
   tls = undefined;
   return connection;
 };
@@ -32,13 +32,11 @@ port.on("message", (message: ToChannel | ToTlsEnd | Extract<ToFaultEnd, { type: 
       return tls?.handle(message);
     case "serve-faults":
     case "handle-faults":
-      return new FaultEnd(reply, secured().socket).handle(message);
+      return new FaultEnd(reply, secured()?.socket).handle(message);
     case "send":
-    case "receive": {
-      const { socket, secret } = secured();
-      end = new ChannelEnd(reply, socket, secret);
+    case "receive":
+      end = new ChannelEnd(reply, secured());
       return end.handle(message);
-    }
     default:
       end?.handle(message);
   }

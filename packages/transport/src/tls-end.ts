@@ -11,6 +11,7 @@ import { handshakeFailure, tellPeer } from "./dial.js";
 import { readHead } from "./http-head.js";
 import type { HttpHead } from "./http-head.js";
 import { refusalAnswer } from "./refusal.js";
+import { closedTooEarly } from "./take-descriptor.js";
 
 /** What a channel's thread does of TLS before its channel begins. Every descriptor is the thread's own, and closed by it. */
 export type ToTlsEnd =
@@ -36,11 +37,36 @@ export type FromTlsEnd =
   /** The connection is over, and nothing of it left. */
   | { readonly type: "tls-ended"; readonly code: ErrorCode | undefined; readonly message: string };
 
-/** A connection on which nothing but the Upgrade has passed. */
-export interface SecuredConnection {
+/** A connection with TLS on which nothing but the Upgrade has passed. */
+export class SecuredConnection {
   readonly socket: TLSSocket;
-  /** What the client's records are sealed with. */
-  readonly secret: TrafficSecret | undefined;
+  readonly #raw: Socket;
+  readonly #secret: TrafficSecret | undefined;
+  readonly #written: number | undefined;
+
+  /** @param secret what the client's records are sealed with. @param written at the client, bytes that Node has written of them, to the end of the request */
+  constructor(socket: TLSSocket, raw: Socket, secret: TrafficSecret | undefined, written: number | undefined) {
+    this.socket = socket;
+    this.#raw = raw;
+    this.#secret = secret;
+    this.#written = written;
+  }
+
+  /**
+   * Ends Node's hold on the connection, whose descriptor somebody else has, too: it may be blocked on then.
+   * @param last written in the same turn of the loop: it is with the system then, and nothing of what the peer says to it has been read.
+   * @returns what the client's next record is sealed with
+   * @throws {MigrationError} ERR_LINK_LOST if there is no such secret, or no such record. Whoever is on the way can have Node say something of its own
+   *   at any time, an alert, or goodbye to the end of a stream: a record of ours with the same number would give away what both are sealed with.
+   */
+  async letGo(last?: Uint8Array): Promise<TrafficSecret> {
+    if (last !== undefined && !this.socket.destroyed) this.socket.write(last);
+    this.socket.destroy();
+    if (!this.socket.closed) await once(this.socket, "close");
+    const isSilent = this.#written === undefined || this.#raw.bytesWritten === this.#written;
+    if (this.#secret === undefined || !isSilent) throw closedTooEarly();
+    return this.#secret;
+  }
 }
 
 /** TLS of one connection, in the thread that will carry its channel. */
@@ -49,6 +75,7 @@ export class TlsEnd {
   #socket: TLSSocket | undefined;
   #raw: Socket | undefined;
   #secret: Buffer | undefined;
+  #written: number | undefined;
   #isEnded = false;
 
   constructor(reply: (message: FromTlsEnd) => void) {
@@ -63,11 +90,11 @@ export class TlsEnd {
 
   /** For the channel that begins: from here on the socket is its. Undefined if it has ended already. */
   take(): SecuredConnection | undefined {
-    const [socket, secret] = [this.#socket, this.#secret];
-    if (this.#isEnded || socket === undefined) return undefined;
+    const [socket, raw, secret] = [this.#socket, this.#raw, this.#secret];
+    if (this.#isEnded || socket === undefined || raw === undefined) return undefined;
     this.#isEnded = true;
     const suite = socket.destroyed ? "" : socket.getCipher().standardName;
-    return { socket, secret: secret && isCipherSuite(suite) ? { suite, secret } : undefined };
+    return new SecuredConnection(socket, raw, secret && isCipherSuite(suite) ? { suite, secret } : undefined, this.#written);
   }
 
   readonly #onKeyLog = (line: Buffer): void => {
@@ -82,8 +109,13 @@ export class TlsEnd {
     const isAccepting = message.type === "tls-accept";
     const timer = setTimeout(() => raw.destroy(), isAccepting ? HANDSHAKE_TIMEOUT_MS : CONNECT_TIMEOUT_MS);
     try {
-      const socket = isAccepting ? await accept(raw, message, this.#onKeyLog) : await connect(raw, message, this.#onKeyLog);
+      const socket =
+        message.type === "tls-accept" ? await accept(raw, message, this.#onKeyLog) : await connect(raw, message, this.#onKeyLog);
       this.#socket = socket;
+      if (message.type === "tls-connect") {
+        socket.write(message.request);
+        this.#written = raw.bytesWritten;
+      }
       socket.on("error", () => {}); // it ends then, which is told
       const head = await readHead(socket).catch((cause: unknown) => {
         if (cause instanceof MigrationError) throw cause;
@@ -156,7 +188,7 @@ async function accept(raw: Socket, { hello, settings, peer }: ToTlsEnd & { type:
 /** @throws {MigrationError} what is wrong with the server, which is told */
 async function connect(
   raw: Socket,
-  { host, peer, request, settings, session }: ToTlsEnd & { type: "tls-connect" },
+  { host, peer, settings, session }: ToTlsEnd & { type: "tls-connect" },
   onKeyLog: OnKeyLog,
 ): Promise<TLSSocket> {
   const identity = new TlsIdentity(settings);
@@ -174,6 +206,5 @@ async function connect(
     tellPeer(socket, peer, why);
     throw why;
   }
-  socket.write(request);
   return socket;
 }
