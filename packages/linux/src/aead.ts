@@ -73,7 +73,8 @@ export class Aead {
     const keyBytes = Buffer.allocUnsafeSlow(key.byteLength);
     keyBytes.set(key);
     this.#context = there.make();
-    const isSet = there.init(this.#context, there.ciphers[name]!(), 0, Number(addressOf(keyBytes)), 0, isSealing ? 1 : 0) === 1;
+    const isSet =
+      this.#context !== 0 && there.init(this.#context, there.ciphers[name]!(), 0, Number(addressOf(keyBytes)), 0, isSealing ? 1 : 0) === 1;
     keyBytes.fill(0);
     if (isSet) return;
     this.close();
@@ -82,6 +83,7 @@ export class Aead {
 
   /** Begins a message, with `nonce` as it stands. @param associated what is not secret and yet vouched for */
   begin(associated: number, bytes: number): void {
+    if (this.#context === 0) throw new MigrationError("ERR_INTERNAL", "Its key is forgotten");
     must(this.#functions.init(this.#context, 0, 0, 0, this.#nonceAt, -1), "EVP_CipherInit_ex");
     must(this.#functions.update(this.#context, 0, this.#doneAt, associated, bytes), "EVP_CipherUpdate");
   }

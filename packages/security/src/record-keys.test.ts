@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { createDecipheriv } from "node:crypto";
 import { describe, it } from "node:test";
-import { clientSecretIn, nextSecret, recordKeys } from "./record-keys.js";
+import { nextSecret, recordKeys, takeClientSecret } from "./record-keys.js";
 import type { TrafficSecret } from "./record-keys.js";
 
 const hex = (text: string): Buffer => Buffer.from(text.replace(/\s/g, ""), "hex");
@@ -42,10 +42,16 @@ describe("keys of TLS 1.3 records", () => {
     assert.equal(seen.size, 18);
   });
 
-  it("are read from the one line of a key log that has the client's", () => {
-    const line = (label: string): Buffer => Buffer.from(`${label} ${"ab".repeat(32)} ${secret.toString("hex")}\n`);
-    assert.deepEqual(clientSecretIn(line("CLIENT_TRAFFIC_SECRET_0")), secret);
-    for (const other of ["SERVER_TRAFFIC_SECRET_0", "CLIENT_HANDSHAKE_TRAFFIC_SECRET", "EXPORTER_SECRET", "CLIENT_TRAFFIC_SECRET_01"])
-      assert.equal(clientSecretIn(line(other)), undefined, other);
+  it("are taken from the one line of a key log that has the client's, and the line is wiped", () => {
+    const line = (label: string, end = ""): Buffer => Buffer.from(`${label} ${"ab".repeat(32)} ${secret.toString("hex")}${end}`);
+    for (const one of [line("CLIENT_TRAFFIC_SECRET_0"), line("CLIENT_TRAFFIC_SECRET_0", "\n")]) {
+      assert.deepEqual(takeClientSecret(one), secret);
+      assert.ok(one.every((byte) => byte === 0));
+    }
+    for (const label of ["SERVER_TRAFFIC_SECRET_0", "CLIENT_HANDSHAKE_TRAFFIC_SECRET", "EXPORTER_SECRET", "CLIENT_TRAFFIC_SECRET_01", ""]) {
+      const other = line(label, "\n");
+      assert.equal(takeClientSecret(other), undefined, label);
+      assert.ok(other.every((byte) => byte === 0));
+    }
   });
 });

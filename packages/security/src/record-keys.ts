@@ -49,8 +49,19 @@ export const nextSecret = (secret: TrafficSecret): TrafficSecret => ({
   secret: expandLabel(secret, "traffic upd", secret.secret.byteLength),
 });
 
-/** What a client's pages will be sealed with, if this line of a key log (Node's `keylog` event) says it. */
-export function clientSecretIn(line: Buffer): Buffer | undefined {
-  const secret = /^CLIENT_TRAFFIC_SECRET_0 [0-9a-f]+ ([0-9a-f]+)\n?$/.exec(line.toString("latin1"))?.[1];
-  return secret === undefined ? undefined : Buffer.from(secret, "hex");
+const LABEL = Buffer.from("CLIENT_TRAFFIC_SECRET_0 ");
+const [SPACE, LINE_FEED, DIGIT_0, DIGIT_9, LETTER_A] = [0x20, 0x0a, 0x30, 0x39, 0x61];
+
+/**
+ * What a client's pages will be sealed with, if this line of a key log (Node's `keylog` event) says it: label, 32 random bytes of the handshake,
+ * secret. The line is wiped, whatever it says; no string is made of it, for nobody could wipe that.
+ */
+export function takeClientSecret(line: Buffer): Buffer | undefined {
+  const digits = line.subarray(line.lastIndexOf(SPACE) + 1, line.at(-1) === LINE_FEED ? -1 : undefined);
+  const isOurs = line.subarray(0, LABEL.byteLength).equals(LABEL) && digits.byteLength % 2 === 0;
+  const secret = isOurs ? Buffer.allocUnsafeSlow(digits.byteLength / 2) : undefined;
+  const digit = (at: number): number => digits[at]! - (digits[at]! <= DIGIT_9 ? DIGIT_0 : LETTER_A - 10);
+  for (let at = 0; at < (secret?.byteLength ?? 0); at++) secret![at] = digit(2 * at) * 16 + digit(2 * at + 1);
+  line.fill(0);
+  return secret;
 }

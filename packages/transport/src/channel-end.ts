@@ -109,8 +109,8 @@ export class ChannelEnd {
   /** @param connection there already: with TLS, and on the main thread, where no descriptor can be taken over. */
   constructor(reply: (message: FromChannel) => void, connection: Socket | SecuredConnection | undefined) {
     this.#reply = reply;
-    this.#secured = connection instanceof SecuredConnection ? connection : undefined;
-    this.#socket = connection instanceof SecuredConnection ? connection.socket : connection;
+    if (connection instanceof SecuredConnection) this.#secured = connection;
+    else this.#socket = connection;
   }
 
   /** Messages are served in order; only a pace is for what is being sent already. */
@@ -190,7 +190,8 @@ export class ChannelEnd {
 
   /** A socket of this thread's own over the descriptor, which it closes with itself. */
   #socketOf({ fd }: ChannelSetup): Socket {
-    if (this.#socket?.destroyed === false) return this.#socket;
+    const socket = this.#secured?.keep() ?? this.#socket;
+    if (socket?.destroyed === false) return socket;
     if (fd === undefined) throw closedTooEarly(); // what there was of it tells nobody any more
     return new Socket({ fd, readable: true, writable: true });
   }

@@ -32,7 +32,7 @@ port.on("message", (message: ToChannel | ToTlsEnd | Extract<ToFaultEnd, { type: 
       return tls?.handle(message);
     case "serve-faults":
     case "handle-faults":
-      return new FaultEnd(reply, secured()?.socket).handle(message);
+      return new FaultEnd(reply, secured()?.keep()).handle(message);
     case "send":
     case "receive":
       end = new ChannelEnd(reply, secured());

@@ -14,5 +14,5 @@ export * from "./page-store.js";
 export * from "./port.js";
 export * from "./pump.js";
 export * from "./tls-cost.js";
-export { RecordOpener, RecordSealer } from "./tls-records.js";
+export { RecordOpener } from "./tls-records.js";
 export * from "./who-owns.js";

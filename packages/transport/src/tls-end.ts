@@ -5,13 +5,14 @@ import { connect as connectTls, createServer } from "node:tls";
 import type { TLSSocket } from "node:tls";
 import { CONNECT_TIMEOUT_MS, HANDSHAKE_TIMEOUT_MS, MigrationError } from "@precopy/protocol";
 import type { ErrorCode } from "@precopy/protocol";
-import { ALPN_CHANNEL, TlsIdentity, clientSecretIn, isCipherSuite } from "@precopy/security";
+import { ALPN_CHANNEL, TlsIdentity, takeClientSecret, isCipherSuite } from "@precopy/security";
 import type { TlsSettings, TrafficSecret } from "@precopy/security";
 import { handshakeFailure, tellPeer } from "./dial.js";
 import { readHead } from "./http-head.js";
 import type { HttpHead } from "./http-head.js";
 import { refusalAnswer } from "./refusal.js";
 import { closedTooEarly } from "./take-descriptor.js";
+import { RECORD_OVERHEAD_BYTES } from "./tls-records.js";
 
 /** What a channel's thread does of TLS before its channel begins. Every descriptor is the thread's own, and closed by it. */
 export type ToTlsEnd =
@@ -37,7 +38,7 @@ export type FromTlsEnd =
   /** The connection is over, and nothing of it left. */
   | { readonly type: "tls-ended"; readonly code: ErrorCode | undefined; readonly message: string };
 
-/** A connection with TLS on which nothing but the Upgrade has passed. */
+/** A connection with TLS on which nothing but the Upgrade has passed, and what becomes of it: one of two. */
 export class SecuredConnection {
   readonly socket: TLSSocket;
   readonly #raw: Socket;
@@ -52,20 +53,27 @@ export class SecuredConnection {
     this.#written = written;
   }
 
+  /** It stays with Node. */
+  keep(): TLSSocket {
+    this.#secret?.secret.fill(0);
+    return this.socket;
+  }
+
   /**
    * Ends Node's hold on the connection, whose descriptor somebody else has, too: it may be blocked on then.
-   * @param last written in the same turn of the loop: it is with the system then, and nothing of what the peer says to it has been read.
+   * @param last of the server, written in the same turn of the loop: nothing of what the client says to it has been read.
    * @returns what the client's next record is sealed with
-   * @throws {MigrationError} ERR_LINK_LOST if there is no such secret, or no such record. Whoever is on the way can have Node say something of its own
-   *   at any time, an alert, or goodbye to the end of a stream: a record of ours with the same number would give away what both are sealed with.
+   * @throws {MigrationError} ERR_LINK_LOST if there is no such secret, or if Node has sealed more than it was given. Whoever is on the way can make it
+   *   say goodbye, by the end of a stream, or an alert, by noise: a record of ours with the number of that one would give away what is in both.
    */
   async letGo(last?: Uint8Array): Promise<TrafficSecret> {
+    const written = last === undefined ? this.#written : this.#raw.bytesWritten + last.byteLength + RECORD_OVERHEAD_BYTES;
     if (last !== undefined && !this.socket.destroyed) this.socket.write(last);
     this.socket.destroy();
     if (!this.socket.closed) await once(this.socket, "close");
-    const isSilent = this.#written === undefined || this.#raw.bytesWritten === this.#written;
-    if (this.#secret === undefined || !isSilent) throw closedTooEarly();
-    return this.#secret;
+    if (this.#secret !== undefined && this.#raw.bytesWritten === written) return this.#secret;
+    this.#secret?.secret.fill(0);
+    throw closedTooEarly();
   }
 }
 
@@ -98,7 +106,7 @@ export class TlsEnd {
   }
 
   readonly #onKeyLog = (line: Buffer): void => {
-    this.#secret = clientSecretIn(line) ?? this.#secret;
+    this.#secret = takeClientSecret(line) ?? this.#secret;
   };
 
   async #serve(message: Exclude<ToTlsEnd, { type: "tls-close" | "tls-answer" }>): Promise<void> {
@@ -116,7 +124,7 @@ export class TlsEnd {
         socket.write(message.request);
         this.#written = raw.bytesWritten;
       }
-      socket.on("error", () => {}); // it ends then, which is told
+      socket.on("error", () => socket.destroy()); // Node does not for noise; that it has ended is told
       const head = await readHead(socket).catch((cause: unknown) => {
         if (cause instanceof MigrationError) throw cause;
         throw new MigrationError(isAccepting ? "ERR_LINK_LOST" : "ERR_UNREACHABLE", `${message.peer} left before it said anything`, {
@@ -157,6 +165,7 @@ export class TlsEnd {
     this.#isEnded = true;
     this.#socket?.destroy();
     this.#raw?.destroy();
+    this.#secret?.fill(0);
     const cause = failure?.cause instanceof Error ? ` (${failure.cause.message})` : "";
     this.#reply({ type: "tls-ended", code: failure?.code, message: failure === undefined ? "" : `${failure.message}${cause}` });
   }

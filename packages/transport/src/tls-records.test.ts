@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
+import { createCipheriv, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createConnection, createServer } from "node:net";
 import type { AddressInfo, Socket } from "node:net";
@@ -9,7 +9,7 @@ import type { TLSSocket } from "node:tls";
 import fc from "fast-check";
 import { Pieces, addressOf, hasAead, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
-import { CIPHER_SUITES, clientSecretIn, isCipherSuite, secretBytesOf } from "@precopy/security";
+import { CIPHER_SUITES, isCipherSuite, recordKeys, secretBytesOf, takeClientSecret } from "@precopy/security";
 import type { TrafficSecret } from "@precopy/security";
 import { CertificateAuthority } from "@precopy/security/authority";
 import { RecordOpener, RecordSealer } from "./tls-records.js";
@@ -141,6 +141,45 @@ describe("records of TLS 1.3", { skip }, () => {
     });
   }
 
+  /** Records of whatever content, type and zeros a peer that has the keys may seal. */
+  function ofPeer(secret: TrafficSecret, contents: readonly Buffer[]): Buffer {
+    const { aead, key, nonce } = recordKeys(secret);
+    return Buffer.concat(
+      contents.map((content, at) => {
+        const header = Buffer.from([23, 3, 3, (content.byteLength + 16) >> 8, (content.byteLength + 16) & 0xff]);
+        const number = Buffer.from(nonce);
+        number[11]! ^= at + 1;
+        const cipher = createCipheriv(aead as "aes-128-gcm", key, number, { authTagLength: 16 }).setAAD(header);
+        return Buffer.concat([header, cipher.update(content), cipher.final(), cipher.getAuthTag()]);
+      }),
+    );
+  }
+
+  it("of a peer that has the keys are read with zeros, without content, to the last byte that one may have; all else of it is refused", () => {
+    const secret: TrafficSecret = { suite: "TLS_AES_128_GCM_SHA256", secret: randomBytes(32) };
+    const inner = (type: number, content: Buffer = Buffer.alloc(0), zeros = 0): Buffer =>
+      Buffer.concat([content, Buffer.from([type]), Buffer.alloc(zeros)]);
+    const data = (content: Buffer, zeros = 0): Buffer => inner(23, content, zeros);
+    const whole = Buffer.alloc(RECORD_BYTES, 5);
+    for (const [said, of] of [
+      [[data(Buffer.from("a"), 200), data(Buffer.from("b"))], "ab"],
+      [[data(Buffer.alloc(0)), data(Buffer.from("b"))], "b"],
+      [[data(whole), data(Buffer.alloc(1, 5))], Buffer.alloc(RECORD_BYTES + 1, 5).toString()],
+      [[data(Buffer.from("a")), inner(21, Buffer.from([1, 0])), data(Buffer.from("behind the last word"))], "a"],
+    ] as const)
+      assert.equal(String(opened(secret, ofPeer(secret, said), [10_000]).bytes), of);
+    for (const [what, said] of [
+      ["more than a record may have", data(Buffer.alloc(RECORD_BYTES + 1))],
+      ["zeros only", Buffer.alloc(100)],
+      ["a KeyUpdate that requests one", inner(22, Buffer.from([24, 0, 0, 1, 1]))],
+      ["two of them in one", inner(22, Buffer.from([24, 0, 0, 1, 0, 24, 0, 0, 1, 0]))],
+      ["another message of a handshake", inner(22, Buffer.from([4, 0, 0, 1, 0]))],
+      ["a change of ciphers", inner(20, Buffer.from([1]))],
+      ["an unknown type", inner(99, Buffer.from("?"))],
+    ] as const)
+      assert.throws(() => opened(secret, ofPeer(secret, [said]), [10_000]), { code: "ERR_LINK_LOST" }, what);
+  });
+
   it("of somebody else, and what is no record, are refused before anything is opened", () => {
     const [mine, other] = [1, 2].map((seed): TrafficSecret => ({ suite: "TLS_AES_128_GCM_SHA256", secret: Buffer.alloc(32, seed) }));
     assert.ok(mine !== undefined && other !== undefined);
@@ -191,7 +230,7 @@ describe("records of TLS 1.3, and OpenSSL at the other end", { skip }, () => {
     const client = connectTls({ socket: raw, rejectUnauthorized: false });
     let secret: Buffer | undefined;
     client.on("keylog", (line: Buffer) => {
-      secret = clientSecretIn(line) ?? secret;
+      secret = takeClientSecret(line) ?? secret;
     });
     const [[far]] = (await Promise.all([once(server, "secureConnection"), once(client, "secureConnect")])) as unknown as [[TLSSocket]];
     sockets.push(raw, client, far);

@@ -8,9 +8,10 @@ import type { TrafficSecret } from "@precopy/security";
 //   0 outer type u8, always application_data | 1 version u16, 0x0303 | 3 length u16 of all that follows
 const HEADER_BYTES = 5;
 const CONTENT_BYTES_MAX = 2 ** 14;
-/** Behind the header: the type, zeros that hide a length, and the tag. */
-const SEALED_BYTES_MAX = CONTENT_BYTES_MAX + 256;
-const OVERHEAD_BYTES = HEADER_BYTES + 1 + AEAD_TAG_BYTES;
+/** Behind the header: content and type, or less of it and zeros that hide how much; and the tag. */
+const SEALED_BYTES_MAX = CONTENT_BYTES_MAX + 1 + AEAD_TAG_BYTES;
+/** Of a record, what is not its content, if it has no such zeros. */
+export const RECORD_OVERHEAD_BYTES = HEADER_BYTES + 1 + AEAD_TAG_BYTES;
 const ContentType = { Alert: 21, Handshake: 22, ApplicationData: 23 } as const;
 /** "My next record has the next keys", and no wish that the peer does so, too. */
 const KEY_UPDATE = Buffer.from([24, 0, 0, 1, 0]);
@@ -36,10 +37,11 @@ class RecordKey {
 
   #derive(): [Aead, Buffer] {
     const { aead, key, nonce } = recordKeys(this.#secret);
-    const made = new Aead(aead, key, this.#isSealing);
-    key.fill(0);
-    made.nonce.set(nonce);
-    return [made, nonce];
+    try {
+      return [new Aead(aead, key, this.#isSealing), nonce];
+    } finally {
+      key.fill(0);
+    }
   }
 
   /** Of records under this key. */
@@ -50,6 +52,7 @@ class RecordKey {
   /** The next record. @param header its address */
   begin(header: number): Aead {
     const { nonce } = this.#aead;
+    this.#mask.copy(nonce, 0, 0, 4);
     nonce.writeUInt32BE((this.#mask.readUInt32BE(4) ^ Math.floor(this.#sequence / 2 ** 32)) >>> 0, 4);
     nonce.writeUInt32BE((this.#mask.readUInt32BE(8) ^ (this.#sequence % 2 ** 32)) >>> 0, 8);
     this.#sequence++;
@@ -62,12 +65,14 @@ class RecordKey {
     this.#secret = nextSecret(old);
     old.secret.fill(0);
     this.#aead.close();
+    this.#mask.fill(0);
     [this.#aead, this.#mask] = this.#derive();
     this.#sequence = 0;
   }
 
   close(): void {
     this.#aead.close();
+    this.#mask.fill(0);
     this.#secret.secret.fill(0);
   }
 }
@@ -77,7 +82,7 @@ export class RecordSealer {
   readonly #key: RecordKey;
   readonly #write: (records: Buffer) => boolean;
   readonly #recordsPerKey: number;
-  readonly #records = Buffer.allocUnsafeSlow(RECORDS_AT_ONCE * (CONTENT_BYTES_MAX + OVERHEAD_BYTES));
+  readonly #records = Buffer.allocUnsafeSlow(RECORDS_AT_ONCE * (CONTENT_BYTES_MAX + RECORD_OVERHEAD_BYTES));
   readonly #recordsAt = Number(addressOf(this.#records));
   readonly #update = Buffer.allocUnsafeSlow(KEY_UPDATE.byteLength);
   readonly #updateAt = Number(addressOf(this.#update));
@@ -129,7 +134,7 @@ export class RecordSealer {
   }
 
   #hasRoom(bytes: number): boolean {
-    return this.#used + bytes + OVERHEAD_BYTES <= this.#records.byteLength || this.#flush();
+    return this.#used + bytes + RECORD_OVERHEAD_BYTES <= this.#records.byteLength || this.#flush();
   }
 
   #begin(bytes: number): Aead {
