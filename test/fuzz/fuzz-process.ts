@@ -9,6 +9,7 @@ export interface FuzzReport {
   readonly target: string;
   readonly executions: number;
   readonly covered: number;
+  readonly ofCharacters: number;
   readonly corpus: number;
   readonly findings: readonly { readonly file: string; readonly what: string }[];
 }
@@ -27,7 +28,7 @@ const read = (folder: string): Buffer[] => {
   }
 };
 const bytes = Buffer.alloc(4);
-const { executions, covered, corpus, findings } = await fuzz(
+const { executions, covered, ofCharacters, corpus, findings } = await fuzz(
   target,
   read(join(corpusFolder, name)),
   Number(forMs),
@@ -48,5 +49,5 @@ const found = findings.map(({ input, what }) => {
   writeFileSync(file, input);
   return { file, what };
 });
-const report: FuzzReport = { target: name, executions, covered, corpus: corpus.length, findings: found };
+const report: FuzzReport = { target: name, executions, covered, ofCharacters, corpus: corpus.length, findings: found };
 process.stdout.write(`${JSON.stringify(report)}\n`, () => process.exit(0));

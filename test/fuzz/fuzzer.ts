@@ -12,6 +12,8 @@ export interface FuzzResult {
   executions: number;
   /** Characters of the target's files that were run. */
   covered: number;
+  /** Of so many. */
+  ofCharacters: number;
   /** Inputs that ran something new, the first ones included; each with what it added in mind. */
   readonly corpus: Buffer[];
   readonly findings: { readonly input: Buffer; readonly what: string }[];
@@ -45,7 +47,7 @@ export async function fuzz(
 ): Promise<FuzzResult> {
   const coverage = new SourceCoverage(target.covers);
   const random = randomOf(seed);
-  const result: FuzzResult = { executions: 0, covered: 0, corpus: [], findings: [] };
+  const result: FuzzResult = { executions: 0, covered: 0, ofCharacters: 0, corpus: [], findings: [] };
   const seen = new Set<string>();
 
   const attempt = async (input: Buffer): Promise<[what: string | undefined, ms: number]> => {
@@ -96,6 +98,7 @@ export async function fuzz(
       if (coverage.look(false)) for (const input of batch) await readAlone(input);
     }
     result.covered = coverage.characters;
+    result.ofCharacters = coverage.ofCharacters;
     return result;
   } finally {
     coverage.end();

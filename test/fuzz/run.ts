@@ -70,6 +70,7 @@ function fuzzOne(name: string, findings: string, forMs: number): Promise<FuzzRep
         target: name,
         executions: 0,
         covered: 0,
+        ofCharacters: 0,
         corpus: 0,
         findings: [{ file, what: `It ended with ${code ?? signal}: ${complaint.slice(-2000)}` }],
       });
@@ -86,9 +87,9 @@ async function run(): Promise<number> {
     for (let name = left.shift(); name !== undefined; name = left.shift()) {
       const report = await fuzzOne(name, findings, forMs);
       reports.push(report);
-      const { target, executions, covered, corpus, findings: found } = report;
+      const { target, executions, covered, ofCharacters, corpus, findings: found } = report;
       console.log(
-        `${target}: ${executions} executions, ${covered} characters of its files run, ${corpus} inputs in the corpus, ${found.length} findings`,
+        `${target}: ${executions} executions, ${covered} of ${ofCharacters} characters of its files run, ${corpus} inputs in the corpus, ${found.length} findings`,
       );
       for (const { file, what } of found) console.log(`  ${file}\n  ${what.split("\n").join("\n  ")}`);
     }

@@ -58,6 +58,13 @@ export class SourceCoverage {
     return sum;
   }
 
+  /** Characters that there are in the files of which something has been run. */
+  get ofCharacters(): number {
+    let sum = 0;
+    for (const run of this.#run.values()) sum += run.length;
+    return sum;
+  }
+
   end(): void {
     this.#session.disconnect();
   }
