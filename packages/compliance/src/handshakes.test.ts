@@ -401,6 +401,22 @@ describe("the key of a channel", () => {
   }
 });
 
+describe("a port with TLS", () => {
+  for (const [title, said] of [
+    ["a client of TLS 1.2", undefined],
+    ["noise that begins as TLS does", Buffer.concat([Buffer.from([22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3]), randomBytes(194)])],
+  ] as const)
+    it(`says of ${title} that there was no handshake`, async (context) => {
+      const target = await listen(context, { tls: good });
+      const at = { host: "127.0.0.1", port: target.address.port };
+      const socket = said === undefined ? connectTls({ ...at, maxVersion: "TLSv1.2", rejectUnauthorized: false }) : createConnection(at);
+      socket.on("error", () => {}).resume();
+      if (said !== undefined) socket.write(said);
+      assert.deepEqual(await codesAt(target), ["ERR_TLS_HANDSHAKE"]);
+      socket.destroy();
+    });
+});
+
 describe("a port that strangers hold open", () => {
   for (const [title, security] of [
     ["without TLS", {}],

@@ -66,7 +66,7 @@ export async function shakeHands(raw: Socket, to: Address, tls: TlsIdentity, pro
     await whileWanted(socket, signal, () => once(socket, "secureConnect"));
   } catch (cause) {
     socket.destroy();
-    throw handshakeFailure(cause, peer);
+    throw handshakeFailure(cause, peer, true);
   }
   const why = tls.whyNotServer(socket, to.host);
   if (why !== undefined) {
@@ -85,11 +85,12 @@ export function tellPeer(socket: Socket, peer: string, why: MigrationError): voi
   socket.resume();
 }
 
-/** What OpenSSL says when no handshake came about. */
-export function handshakeFailure(cause: unknown, peer: string): MigrationError {
+/** What OpenSSL says when no handshake came about. @param isClient we are; at a port whoever comes has begun as TLS does, and is not told to be without */
+export function handshakeFailure(cause: unknown, peer: string, isClient: boolean): MigrationError {
   const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
   if (!code.startsWith("ERR_SSL_"))
     return new MigrationError("ERR_TLS_HANDSHAKE", `${peer} ended the connection in the TLS handshake`, { cause });
+  if (!isClient) return new MigrationError("ERR_TLS_HANDSHAKE", `${peer} wants no TLS that this agent speaks, which is 1.3`, { cause });
   // An alert is the peer's word in TLS; everything else that cannot be read is no TLS.
   if (code.includes("ALERT")) return new MigrationError("ERR_TLS_HANDSHAKE", `${peer} refused the TLS handshake`, { cause });
   return new MigrationError("ERR_TLS_NOT_OFFERED", `${peer} does not speak TLS`, { cause });

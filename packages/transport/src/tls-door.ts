@@ -40,7 +40,7 @@ export class TlsDoor {
     this.#server.on("secureConnection", (socket) => this.#judge(socket));
     this.#server.on("tlsClientError", (cause, socket) => {
       const peer = peerOf(rawOf(socket));
-      handlers.onRefused(peer, handshakeFailure(cause, peer));
+      handlers.onRefused(peer, handshakeFailure(cause, peer, false));
     });
   }
 

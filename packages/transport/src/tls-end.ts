@@ -179,7 +179,7 @@ async function accept(raw: Socket, { hello, settings, peer }: ToTlsEnd & { type:
   const server = createServer(identity.serverOptions(ALPN_CHANNEL)).on("keylog", onKeyLog);
   const settled = new Promise<TLSSocket>((resolve, reject) => {
     server.once("secureConnection", resolve);
-    server.once("tlsClientError", (cause) => reject(handshakeFailure(cause, peer)));
+    server.once("tlsClientError", (cause) => reject(handshakeFailure(cause, peer, false)));
     raw.once("close", () => reject(new MigrationError("ERR_TLS_HANDSHAKE", `${peer} left in the TLS handshake`)));
   });
   raw.unshift(Buffer.from(hello));
@@ -208,7 +208,7 @@ async function connect(
       once(socket, "close").then(() => Promise.reject(new Error("closed in the handshake"))),
     ]);
   } catch (cause) {
-    throw handshakeFailure(cause, peer);
+    throw handshakeFailure(cause, peer, true);
   }
   const why = identity.whyNotServer(socket, host);
   if (why !== undefined) {
