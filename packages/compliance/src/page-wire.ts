@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { Socket } from "node:net";
+import { Socket, createServer } from "node:net";
+import type { TestContext } from "node:test";
 import { Bitmap, GuestMemory, SegmentPool, allocateHashTable } from "@precopy/guest";
 import { freePages, isLinuxAvailable } from "@precopy/linux";
 import { MigrationError } from "@precopy/protocol";
@@ -216,6 +217,25 @@ export async function withWire<T>(
   } finally {
     await wire.close();
   }
+}
+
+/** A listener of a test's own on loopback, which ends with it, and with it all that came in. */
+export async function serve(context: TestContext, onConnection: (socket: Socket) => void): Promise<Address> {
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => {
+    sockets.add(socket);
+    socket.on("error", () => {}).on("close", () => sockets.delete(socket));
+    onConnection(socket);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  context.after(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  const at = server.address();
+  if (at === null || typeof at === "string") throw new MigrationError("ERR_INTERNAL", "The listener has no address");
+  return { host: at.address, port: at.port };
 }
 
 /** Ends a socket's stream and waits until it is gone. */

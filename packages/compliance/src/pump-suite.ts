@@ -18,7 +18,7 @@ import { hasCodec } from "@precopy/protocol/page-codec";
 import { ChannelThreads, LaneTable, PageChannel, connectPageChannel, switching } from "@precopy/transport";
 import type { ChannelSocket, PumpKind, Security } from "@precopy/transport";
 import { allPages, assertEqualImages, fillMixed, fillRandom, randomNumbers } from "./guest-images.js";
-import { PageTarget, hangUp, wholeLane, withMemories, withWire } from "./page-wire.js";
+import { PageTarget, hangUp, serve, wholeLane, withMemories, withWire } from "./page-wire.js";
 import type { WireRound } from "./page-wire.js";
 import type { WriterOrder } from "./writer-thread.js";
 
@@ -152,22 +152,9 @@ const HOSTILE: readonly (readonly [what: string, bytes: Buffer, code: ErrorCode,
 
 /** Accepts a page channel, answers 101, and never reads. */
 async function deafServer(context: TestContext): Promise<() => Promise<ChannelSocket>> {
-  const sockets = new Set<Socket>();
-  const server = createServer((socket) => {
-    sockets.add(socket);
-    socket.on("error", () => {}).on("close", () => sockets.delete(socket));
-    socket.pause().write(switching([]));
-  });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  context.after(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  const at = server.address();
-  assert.ok(at !== null && typeof at === "object");
+  const at = await serve(context, (socket) => socket.pause().write(switching([])));
   const name = { session: randomUUID(), channel: 0, generation: 1 };
-  return async () => (await connectPageChannel({ host: "127.0.0.1", port: at.port }, name, new AbortController().signal)).socket;
+  return async () => (await connectPageChannel(at, name, new AbortController().signal)).socket;
 }
 
 const openDescriptors = (): number => readdirSync("/proc/self/fd").length;

@@ -1,7 +1,5 @@
 import assert from "node:assert/strict";
-import { once } from "node:events";
-import { createConnection, createServer } from "node:net";
-import type { Socket } from "node:net";
+import { createConnection } from "node:net";
 import { after, describe, it } from "node:test";
 import type { TestContext } from "node:test";
 import type { GuestMemory } from "@precopy/guest";
@@ -12,7 +10,7 @@ import { ChannelThreads, LaneTable, PageChannel } from "@precopy/transport";
 import type { PumpKind } from "@precopy/transport";
 import { allPages, assertEqualImages, fillMixed, fillRandom } from "./guest-images.js";
 import { labIdentity } from "./lab-identity.js";
-import { PageTarget, wholeLane, withMemories, withWire } from "./page-wire.js";
+import { PageTarget, serve, wholeLane, withMemories, withWire } from "./page-wire.js";
 import { pumpSuite } from "./pump-suite.js";
 
 const IMAGE_BYTES = 16 * 2 ** 20;
@@ -110,27 +108,11 @@ describe("pumps with TLS", { skip }, () => {
 });
 
 /** Stands between both, and gives what the source sends to `look`, which may change it. */
-async function wiretap(context: TestContext, to: Address, look: (bytes: Buffer) => void): Promise<Address> {
-  const sockets = new Set<Socket>();
-  const server = createServer((near) => {
+const wiretap = (context: TestContext, to: Address, look: (bytes: Buffer) => void): Promise<Address> =>
+  serve(context, (near) => {
     const far = createConnection({ host: to.host, port: to.port });
-    for (const [one, other] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      sockets.add(one);
-      one.on("error", () => {}).once("close", () => other.destroy());
-    }
+    far.on("error", () => {}).once("close", () => near.destroy());
+    near.once("close", () => far.destroy());
     far.pipe(near);
     near.on("data", look).pipe(far);
   });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  context.after(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  const at = server.address();
-  assert.ok(at !== null && typeof at === "object");
-  return { host: "127.0.0.1", port: at.port };
-}

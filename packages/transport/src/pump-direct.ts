@@ -27,7 +27,11 @@ import { decodeInto } from "./pump.js";
 import type { SendPump } from "./pump.js";
 import { RecordOpener, RecordSealer } from "./tls-records.js";
 
-const connectionLost = (cause: unknown): MigrationError => new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
+/** What a system call failed with; an error that says more stays what it is. */
+const connectionLost = (cause: unknown): MigrationError =>
+  cause instanceof MigrationError && cause.code !== "ERR_SYSTEM_CALL"
+    ? cause
+    : new MigrationError("ERR_LINK_LOST", "A page channel broke", { cause });
 
 const firstOf = (head: Buffer, run: number): number => head.readUInt32LE(HEADER_BYTES + run * RUN_BYTES);
 const pagesOf = (head: Buffer, run: number): number => head.readUInt32LE(HEADER_BYTES + run * RUN_BYTES + 4);
@@ -158,7 +162,6 @@ export function receiveDirect(
       if (header.kind === PacketKind.Flush) onFlush(header);
     }
   } catch (error) {
-    if (error instanceof MigrationError && error.code !== "ERR_SYSTEM_CALL") throw error;
     throw connectionLost(error);
   }
 }
@@ -184,7 +187,6 @@ export function receiveSealed(
       decoder.push(opener.open(got));
     }
   } catch (error) {
-    if (error instanceof MigrationError && error.code !== "ERR_SYSTEM_CALL") throw error;
     throw connectionLost(error);
   } finally {
     opener.close();

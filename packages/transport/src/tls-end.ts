@@ -117,10 +117,9 @@ export class TlsEnd {
     const isAccepting = message.type === "tls-accept";
     const timer = setTimeout(() => raw.destroy(), isAccepting ? HANDSHAKE_TIMEOUT_MS : CONNECT_TIMEOUT_MS);
     try {
-      const socket =
-        message.type === "tls-accept" ? await accept(raw, message, this.#onKeyLog) : await connect(raw, message, this.#onKeyLog);
+      const socket = isAccepting ? await accept(raw, message, this.#onKeyLog) : await connect(raw, message, this.#onKeyLog);
       this.#socket = socket;
-      if (message.type === "tls-connect") {
+      if (!isAccepting) {
         socket.write(message.request);
         this.#written = raw.bytesWritten;
       }

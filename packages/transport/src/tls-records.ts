@@ -84,8 +84,6 @@ export class RecordSealer {
   readonly #recordsPerKey: number;
   readonly #records = Buffer.allocUnsafeSlow(RECORDS_AT_ONCE * (CONTENT_BYTES_MAX + RECORD_OVERHEAD_BYTES));
   readonly #recordsAt = Number(addressOf(this.#records));
-  readonly #update = Buffer.allocUnsafeSlow(KEY_UPDATE.byteLength);
-  readonly #updateAt = Number(addressOf(this.#update));
   #used = 0;
 
   /**
@@ -96,7 +94,6 @@ export class RecordSealer {
     this.#key = new RecordKey(secret, sequence, true);
     this.#write = write;
     this.#recordsPerKey = recordsPerKey;
-    this.#update.set(KEY_UPDATE);
   }
 
   /** Seals and writes the first `count` pieces, all of them. Returns false as soon as `write` does. */
@@ -127,7 +124,8 @@ export class RecordSealer {
   #updateKey(): boolean {
     if (!this.#hasRoom(KEY_UPDATE.byteLength)) return false;
     const aead = this.#begin(KEY_UPDATE.byteLength);
-    aead.update(this.#recordsAt + this.#used, this.#updateAt, KEY_UPDATE.byteLength);
+    this.#records.set(KEY_UPDATE, this.#used);
+    aead.update(this.#recordsAt + this.#used, this.#recordsAt + this.#used, KEY_UPDATE.byteLength);
     this.#end(aead, KEY_UPDATE.byteLength, ContentType.Handshake);
     this.#key.renew();
     return true;
